@@ -1,0 +1,136 @@
+"""The seams: what a collaborator must do. Every implementation passes tests/contract/."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Protocol, runtime_checkable
+
+from aios.core.events import Event
+from aios.core.types import (
+    AdapterRef,
+    Completion,
+    Expert,
+    GenerationRequest,
+    Score,
+    ScoreRequest,
+    TrainingJob,
+    TrainingResult,
+)
+
+Emit = Callable[[Event], None]
+ShouldStop = Callable[[], bool]
+
+
+def ignore(event: Event) -> None:
+    """An `Emit` that does nothing."""
+
+
+def never() -> bool:
+    """A `ShouldStop` that never asks to stop."""
+    return False
+
+
+@runtime_checkable
+class LanguageModel(Protocol):
+    """A model that writes and scores text."""
+
+    @property
+    def name(self) -> str:
+        """A short name for people, e.g. ``smollm2-135m-instruct``."""
+        ...
+
+    @property
+    def digest(self) -> str:
+        """Hex digest of the base weights and tokenizer: equal digests write the same texts."""
+        ...
+
+    @property
+    def adapter_digest(self) -> str:
+        """Hex digest of the active adapter; empty without one."""
+        ...
+
+    @property
+    def context_length(self) -> int:
+        """Most tokens of prompt and completion together."""
+        ...
+
+    def count_tokens(self, text: str) -> int:
+        """Number of tokens of a text, without special tokens."""
+        ...
+
+    def format_chat(self, messages: Sequence[Mapping[str, str]]) -> str:
+        """Renders messages (`role`, `content`) as a prompt that the model answers.
+
+        A model without a chat template gets the contents joined by blank lines.
+        """
+        ...
+
+    def generate(self, requests: Sequence[GenerationRequest]) -> list[list[Completion]]:
+        """Writes ``len(request.seeds)`` completions for each request, in order.
+
+        The same call on the same model gives the same texts.
+
+        Raises:
+            BackendError: Generation failed. A prompt without room for one token in the context
+                is one such failure; it says which.
+        """
+        ...
+
+    def score(self, requests: Sequence[ScoreRequest]) -> list[Score]:
+        """Log-probabilities of continuations, in order.
+
+        Raises:
+            BackendError: Scoring failed; `NonFiniteError` where a score is not a finite number.
+        """
+        ...
+
+
+@runtime_checkable
+class AdapterTrainer(Protocol):
+    """Trains adapters over a frozen base model, and puts them on it."""
+
+    def fit(
+        self, job: TrainingJob, *, emit: Emit = ignore, should_stop: ShouldStop = never
+    ) -> TrainingResult:
+        """Trains one adapter; the base model stays bit-identical.
+
+        Raises:
+            BackendError: Training failed (`NonFiniteError`, `OutOfMemoryError`, …).
+            StorageError: A checkpoint could not be written.
+            RunInterrupted: `should_stop` said so; the state on disk can be resumed.
+        """
+        ...
+
+    def attach(self, adapter: AdapterRef) -> LanguageModel:
+        """The base model with the adapter on it.
+
+        Raises:
+            AdapterMismatchError: It was trained on another base model.
+        """
+        ...
+
+    def detach(self, model: LanguageModel) -> None:
+        """Frees what `attach` loaded."""
+        ...
+
+
+@runtime_checkable
+class ExpertStore(Protocol):
+    """The registry of experts."""
+
+    def get(self, expert_id: str) -> Expert | None:
+        """The expert, or None."""
+        ...
+
+    def save(self, expert: Expert) -> None:
+        """Adds or replaces an expert, atomically; keys that we do not know survive."""
+        ...
+
+    def list(self) -> tuple[Expert, ...]:
+        """All experts, in the order they were added."""
+        ...
+
+    def folder(self, expert_id: str) -> Path:
+        """The expert's folder (which may not exist yet), always inside the store."""
+        ...
