@@ -1,0 +1,1 @@
+"""Implementations of the seams in `aios.core.protocols`; the only importers of torch."""

@@ -270,7 +270,7 @@ class LoraRecipe:
         alpha: LoRA scale numerator; the update is multiplied by alpha / rank.
         dropout: Dropout on the adapter's input, in [0, 1).
         learning_rate: Peak AdamW learning rate.
-        epochs: Passes over the examples, where `max_tokens` does not end it before.
+        epochs: Passes over the examples, where the job sets no budget of tokens or steps.
         batch_size: Examples per optimiser step.
         warmup_ratio: Share of the steps over which the rate rises linearly from 0.
         schedule: What the rate does after the warm-up.
@@ -367,9 +367,12 @@ class TrainingJob:
         seed: Seed of initialisation and order.
         output_dir: Where the best checkpoint (PEFT layout) and the resume state go.
         validation: What is scored at each evaluation; may be empty.
-        max_tokens: Token budget; training ends with the step that reaches it. None: by epochs.
+        max_tokens: Token budget in place of the recipe's epochs; the step that reaches it is the
+            last. None: by epochs.
         max_steps: Step budget, likewise.
         evaluations_per_epoch: How often per pass to evaluate; at least 1.
+        evaluate_every_tokens: Evaluate at every so many tokens instead, so that trainings on
+            different data choose their best among equally many checkpoints.
         patience: Evaluations without a better validation loss after which it stops; 0: never.
         resume: Go on from `output_dir`'s state if there is one that fits this job.
     """
@@ -382,6 +385,7 @@ class TrainingJob:
     max_tokens: int | None = None
     max_steps: int | None = None
     evaluations_per_epoch: int = 1
+    evaluate_every_tokens: int | None = None
     patience: int = 0
     resume: bool = False
 

@@ -1,0 +1,1 @@
+"""Passages in and self-edits out: readers, writers, sentence and data splits, probes."""

@@ -1,0 +1,150 @@
+"""Builds collaborators from the config: generator, quality filter, prompts, recipe, runs."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+
+from aios.core.config.loader import dump
+from aios.core.config.recipes import ResolvedRecipe, resolve_recipe
+from aios.core.config.schemas import Config
+from aios.core.errors import AIOSError, RunInterrupted
+from aios.core.events import Notice, RunFinished, RunStarted
+from aios.core.protocols import Emit, LanguageModel, ignore
+from aios.core.seal.cache import SelfEditCache
+from aios.core.seal.prompts import PromptBuilder
+from aios.core.seal.quality import FilterSettings
+from aios.core.seal.self_edit_generator import SelfEditGenerator
+from aios.storage.event_log import fan_out
+from aios.storage.runs import RunDirectory
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """A run in progress: its directory, and an `Emit` that records and shows."""
+
+    directory: RunDirectory
+    emit: Emit
+
+
+@contextmanager
+def started_run(
+    config: Config, kind: str, display: Emit, *, path: Path | None = None, resume: bool = False
+) -> Iterator[Run]:
+    """A run directory for the time of a job; its end is recorded, however it ends.
+
+    Args:
+        config: The resolved config, kept in the directory.
+        kind: What sort of run, e.g. ``ab-test``.
+        display: Shows events; a broken display is dropped, a broken record stops the run.
+        path: The directory; without it a new one below ``<artifacts>/runs``.
+        resume: Go on with the run at `path` if there is one.
+    """
+    resumed = bool(resume and path is not None and (path / "run.json").exists())
+    if resumed and path is not None:
+        directory = RunDirectory.open(path)
+    else:
+        root = path.parent if path is not None else config.paths.artifacts / "runs"
+        directory = RunDirectory.create(
+            root,
+            kind,
+            run_id=path.name if path is not None else None,
+            config_yaml=dump(config),
+            seed=config.seed,
+        )
+    with directory:
+        emit = fan_out(directory.emit, display)
+        began = time.monotonic()
+        status, summary = "failed", ""
+        emit(RunStarted(directory.id, kind, resumed))
+        try:
+            yield Run(directory, emit)
+            status = "done"
+        except (RunInterrupted, KeyboardInterrupt) as stop:
+            status, summary = "interrupted", str(stop)
+            raise
+        except AIOSError as error:
+            summary = error.message
+            raise
+        finally:
+            emit(RunFinished(directory.id, status, time.monotonic() - began, summary))
+
+
+def build_generator(
+    config: Config,
+    model: LanguageModel,
+    recipe: ResolvedRecipe,
+    *,
+    cache: SelfEditCache | None,
+    emit: Emit = ignore,
+) -> SelfEditGenerator:
+    """The self-edit generator that the config describes."""
+    seal = config.seal
+    return SelfEditGenerator(
+        model,
+        strategy=recipe.strategy,
+        num_edits=recipe.num_edits_per_passage,
+        temperature=seal.temperature,
+        max_length=seal.max_new_tokens,
+        top_p=seal.top_p,
+        cache=cache,
+        filter_settings=filter_settings(config),
+        prompts=build_prompts(config),
+        batch_size=seal.batch_size,
+        deadline_seconds=seal.max_generation_time,
+        max_retries=seal.max_retries,
+        seed=config.seed,
+        emit=emit,
+    )
+
+
+def open_cache(config: Config, emit: Emit = ignore) -> SelfEditCache:
+    """The cache in ``seal.cache_dir``; its problems are shown as warnings and stop nothing."""
+    return SelfEditCache(
+        config.seal.cache_dir,
+        int(config.seal.max_cache_size_gb * 10**9),
+        on_corrupt=lambda path, reason: emit(
+            Notice(f"a corrupt cache entry was set aside as {path} ({reason})", "warning")
+        ),
+        on_problem=lambda message: emit(Notice(message, "warning")),
+    )
+
+
+def cache_in_use(
+    config: Config, emit: Emit = ignore
+) -> AbstractContextManager[SelfEditCache | None]:
+    """The cache for the time of a block, or None where the config switches it off."""
+    return open_cache(config, emit) if config.seal.enable_cache else nullcontext()
+
+
+def build_prompts(config: Config) -> PromptBuilder:
+    """Built-in prompts and the user's own."""
+    variables = {"domain": config.seal.domain} if config.seal.domain else {}
+    return PromptBuilder(config.seal.prompts_file, variables)
+
+
+def filter_settings(config: Config) -> FilterSettings:
+    """The quality filter's settings."""
+    seal = config.seal
+    return FilterSettings(
+        min_length=seal.min_length,
+        max_length=seal.max_length,
+        enable_deduplication=seal.enable_deduplication,
+        similarity_threshold=seal.similarity_threshold,
+        enable_quality_filter=seal.enable_quality_filter,
+        enable_grounding=seal.enable_grounding,
+    )
+
+
+def recipe_for(config: Config, model: LanguageModel) -> ResolvedRecipe:
+    """The recipe in force for a loaded model."""
+    return resolve_recipe(config, model.name)
+
+
+def describe_strategy(recipe: ResolvedRecipe) -> str:
+    """Where the strategy in force comes from, for people."""
+    source = recipe.sources["seal.strategy"]
+    return "chosen by you" if source == "user" else f"{recipe.name}: {recipe.measured}"

@@ -1,0 +1,382 @@
+"""Looks at this machine and says what is there, what is missing, and how to get it.
+
+Takes a `Config`; gives a list of checks. Nothing is fetched or left behind: write access is tried
+with a file that is removed at once, and torch is imported in a child process, so that a broken
+installation of it cannot take the doctor down.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+import json
+import os
+import platform
+import re
+import secrets
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import psutil
+
+from aios.app.models import is_offline
+from aios.backends import model_store
+from aios.backends.models import ModelSource, installed_model, known_models
+from aios.core.config.schemas import Config
+from aios.core.errors import AIOSError
+
+Status = Literal["ok", "warning", "missing", "error"]
+
+_PYTHONS = ((3, 10), (3, 14))
+_TORCH_SECONDS = 120.0
+_DISK_MARGIN = 500_000_000  # bytes for runs, experts and caches of a small experiment
+_BASE_MEMORY = 1_500_000_000  # bytes of the program with torch and the activations of a batch
+_BYTES_PER_PARAMETER = 8  # float32 weights, and as much again while they are loaded
+_FEATURES = ("avx2", "avx512f", "avx512_bf16", "avx512_vnni", "amx_tile", "amx_bf16")
+_INTERNAL_EXTRAS = {"dev", "docs", "test", "all"}
+_PROBE = """
+import json, torch
+cuda = torch.cuda.is_available()
+print(json.dumps({
+    "version": torch.__version__,
+    "cuda": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+        if cuda else [],
+    "mps": torch.backends.mps.is_available(),
+    "threads": torch.get_num_threads(),
+}))
+"""
+
+TorchProbe = Callable[[], Mapping[str, Any]]
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """One thing that was looked at.
+
+    Attributes:
+        name: What was looked at.
+        status: ``ok``; ``warning``: works, but not well; ``missing``: can be had; ``error``:
+            commands will fail.
+        detail: What was found.
+        remedy: What to do about it; empty where it is ok.
+    """
+
+    name: str
+    status: Status
+    detail: str
+    remedy: str = ""
+
+
+class ProbeError(Exception):
+    """torch could not be imported; the message is its last line."""
+
+
+def run_doctor(config: Config, *, probe: TorchProbe | None = None) -> list[Check]:
+    """Runs all checks.
+
+    Args:
+        config: The config in force.
+        probe: Tells about torch: ``version``, ``cuda`` (names of devices), ``mps``, ``threads``.
+            Raises `ProbeError` where it cannot be imported. By default a child process is asked.
+    """
+    checks = [_check_python(), *_check_torch(config, probe or probe_torch)]
+    checks += [_check_cpu(), _check_threads(config), _check_memory(config)]
+    checks += _check_disk(config)
+    checks += [_check_model(config), _check_config(config)]
+    checks += _check_write_access(config)
+    return checks + _check_extras()
+
+
+def probe_torch() -> Mapping[str, Any]:
+    """Imports torch in a child process and says what it sees.
+
+    Raises:
+        ProbeError: It failed or took longer than two minutes.
+    """
+    try:
+        done = subprocess.run(
+            [sys.executable, "-c", _PROBE],
+            capture_output=True,
+            text=True,
+            timeout=_TORCH_SECONDS,
+            check=False,
+        )
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise ProbeError(str(error)) from error
+    if done.returncode != 0:
+        lines = [line for line in done.stderr.splitlines() if line.strip()]
+        raise ProbeError(lines[-1] if lines else f"exit code {done.returncode}")
+    try:
+        facts: Mapping[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    except (ValueError, IndexError) as error:
+        raise ProbeError(f"unexpected output {done.stdout[-200:]!r}") from error
+    return facts
+
+
+def _check_python() -> Check:
+    version = platform.python_version()
+    low, high = _PYTHONS
+    if low <= sys.version_info[:2] < high:
+        return Check("python", "ok", version)
+    return Check(
+        "python",
+        "warning",
+        f"{version}; tested are {low[0]}.{low[1]} to {high[0]}.{high[1] - 1}",
+        f"use Python {low[0]}.{low[1]} to {high[0]}.{high[1] - 1}",
+    )
+
+
+def _check_torch(config: Config, probe: TorchProbe) -> list[Check]:
+    if importlib.util.find_spec("torch") is None:
+        return [Check("torch", "error", "not installed", "pip install torch")]
+    try:
+        facts = probe()
+    except ProbeError as error:
+        return [Check("torch", "error", f"cannot be imported: {error}", "install torch again")]
+    devices = ["cpu", *facts["cuda"], *(["mps"] if facts["mps"] else [])]
+    return [Check("torch", "ok", str(facts["version"])), _check_device(config, facts, devices)]
+
+
+def _check_device(config: Config, facts: Mapping[str, Any], devices: list[str]) -> Check:
+    wanted = config.model.device
+    kind, _, number = wanted.partition(":")
+    there = {"auto": True, "cpu": True, "mps": bool(facts["mps"])}.get(
+        kind, int(number or 0) < len(facts["cuda"])
+    )
+    found = f"{', '.join(devices)} (model.device is {wanted})"
+    if there:
+        return Check("devices", "ok", found)
+    return Check(
+        "devices",
+        "error",
+        f"{found}: torch does not see it",
+        "set model.device to auto, or install a torch build and driver for it",
+    )
+
+
+def _check_cpu() -> Check:
+    cores = psutil.cpu_count(logical=False) or os.cpu_count() or 1
+    machine = f"{platform.machine() or 'unknown'}, {cores} cores"
+    flags = cpu_flags()
+    if not flags:
+        return Check("cpu", "ok", machine)
+    fast = [name for name in _FEATURES if name in flags]
+    if "x86" in platform.machine() and "avx2" not in flags:
+        return Check(
+            "cpu", "warning", f"{machine}, without avx2", "expect slow runs; use a newer machine"
+        )
+    return Check("cpu", "ok", f"{machine}: {', '.join(fast) or 'no vector features known'}")
+
+
+def cpu_flags(path: Path = Path("/proc/cpuinfo")) -> frozenset[str]:
+    """Feature names of the first CPU as Linux lists them; empty elsewhere."""
+    try:
+        text = path.read_text(encoding="ascii", errors="replace")
+    except OSError:
+        return frozenset()
+    match = re.search(r"^(?:flags|Features)\s*:\s*(.*)$", text, re.MULTILINE)
+    return frozenset(match.group(1).split()) if match else frozenset()
+
+
+def _check_threads(config: Config) -> Check:
+    cores = _usable_cores()
+    given = os.environ.get("OMP_NUM_THREADS", "")
+    threads = config.model.threads or (int(given) if re.fullmatch("[0-9]{1,6}", given) else cores)
+    detail = f"{threads} threads on {cores} usable cores"
+    if given:
+        detail += f" (OMP_NUM_THREADS={given})"
+    if threads > cores:
+        return Check(
+            "threads",
+            "warning",
+            f"{detail}: more threads than cores are slower",
+            f"set model.threads to {cores}, or unset OMP_NUM_THREADS",
+        )
+    return Check("threads", "ok", detail)
+
+
+def _usable_cores(quota_file: Path = Path("/sys/fs/cgroup/cpu.max")) -> int:
+    """Cores that this process may run on, a container's quota included."""
+    affinity = getattr(os, "sched_getaffinity", None)
+    cores = len(affinity(0)) if affinity else os.cpu_count() or 1
+    try:
+        quota, period = quota_file.read_text(encoding="ascii").split()
+        return max(1, min(cores, int(quota) // int(period)))
+    except (OSError, ValueError, ZeroDivisionError):  # no cgroup, or "max"
+        return cores
+
+
+def _check_memory(config: Config) -> Check:
+    free = min(psutil.virtual_memory().available, _container_memory_left())
+    known = {m.name: m.parameters for m in known_models()}
+    source, _ = _find_model(config)
+    parameters = source.parameters if source else known.get(config.model.name, 0)
+    needed = _BASE_MEMORY + _BYTES_PER_PARAMETER * parameters
+    detail = f"{_gb(free)} free, about {_gb(needed)} needed for {config.model.name}"
+    if free >= needed:
+        return Check("memory", "ok", detail)
+    return Check("memory", "warning", detail, "close other programs or use a smaller model")
+
+
+def _container_memory_left(folder: Path = Path("/sys/fs/cgroup")) -> int:
+    try:
+        limit = int((folder / "memory.max").read_text(encoding="ascii"))
+        used = int((folder / "memory.current").read_text(encoding="ascii"))
+    except (OSError, ValueError):  # no cgroup, or "max"
+        return sys.maxsize
+    return max(0, limit - used)
+
+
+def _check_disk(config: Config) -> list[Check]:
+    disk_bytes = {m.name: m.disk_bytes for m in known_models()}.get(config.model.name, 0)
+    to_fetch = 0 if _find_model(config)[0] else disk_bytes
+    places = {
+        "models": (model_store.models_folder(config.model.cache_dir), to_fetch),
+        "artifacts": (config.paths.artifacts, _DISK_MARGIN),
+        "seal cache": (config.seal.cache_dir, _DISK_MARGIN),
+    }
+    checks = []
+    for what, (folder, needed) in places.items():
+        name = f"disk for {what}"
+        try:
+            free = shutil.disk_usage(_nearest_folder(folder)).free
+        except OSError as error:
+            checks.append(
+                Check(name, "error", f"{folder}: {error.strerror}", f"check the disk of {folder}")
+            )
+            continue
+        detail = f"{_gb(free)} free, about {_gb(needed)} needed at {folder}"
+        if free >= needed:
+            checks.append(Check(name, "ok", detail))
+        else:
+            checks.append(Check(name, "warning", detail, "free some space or change the folder"))
+    return checks
+
+
+def _find_model(config: Config) -> tuple[ModelSource | None, AIOSError | None]:
+    try:
+        return installed_model(config.model.name, cache_dir=config.model.cache_dir), None
+    except AIOSError as error:
+        return None, error
+
+
+def _check_model(config: Config) -> Check:
+    name = "base model"
+    source, error = _find_model(config)
+    if error is not None:
+        return Check(name, "error", error.message, error.remedy or "see `aios models list`")
+    if source is None:
+        pull = f"aios models pull {config.model.name}"
+        if is_offline(config):
+            return Check(
+                name,
+                "error",
+                f"{config.model.name} is not on this machine, and the network is off",
+                f"run `{pull}` once with a network",
+            )
+        return Check(
+            name,
+            "missing",
+            f"{config.model.name} is not on this machine; the first run fetches it",
+            f"run `{pull}`",
+        )
+    manifest = model_store.read_manifest(source.path)
+    damage = model_store.find_damage(source.path, manifest, checksums=True) if manifest else ""
+    if damage:
+        return Check(
+            name,
+            "error",
+            f"{source.name} in {source.path}: {damage}",
+            f"run `aios models pull {source.name}`, which makes it again",
+        )
+    checked = ", checksums right" if manifest else ""
+    return Check(name, "ok", f"{source.name} ({source.kind}), {source.path}{checked}")
+
+
+def _check_config(config: Config) -> Check:
+    network = "off" if is_offline(config) else "on"
+    return Check("config", "ok", f"valid; model {config.model.name}, network {network}")
+
+
+def _check_write_access(config: Config) -> list[Check]:
+    places = {
+        "artifacts": (config.paths.artifacts, "paths.artifacts"),
+        "seal cache": (config.seal.cache_dir, "seal.cache_dir"),
+        "models": (model_store.models_folder(config.model.cache_dir), "model.cache_dir"),
+    }
+    checks = []
+    for what, (folder, key) in places.items():
+        problem = try_to_write(folder)
+        name = f"write access to {what}"
+        if problem:
+            remedy = f"make the folder writable, or set {key} to one that is"
+            checks.append(Check(name, "error", f"{folder}: {problem}", remedy))
+        else:
+            checks.append(Check(name, "ok", str(folder)))
+    return checks
+
+
+def try_to_write(folder: Path) -> str:
+    """Writes and removes a small file in a folder, or in the one that it would be made in.
+
+    Returns:
+        Why it failed; empty where it worked.
+    """
+    path = _nearest_folder(folder) / f".aios-doctor-{secrets.token_hex(4)}"
+    try:
+        with path.open("xb") as stream:
+            stream.write(b"aios\n")
+        path.unlink()
+    except OSError as error:
+        return error.strerror or str(error)
+    return ""
+
+
+def _nearest_folder(folder: Path) -> Path:
+    """The folder, or the nearest one above it that exists."""
+    path = folder.expanduser().absolute()
+    while not path.exists() and path != path.parent:
+        path = path.parent
+    return path
+
+
+def _check_extras() -> list[Check]:
+    """One check for each optional part that the package declares for its users."""
+    try:
+        metadata = importlib.metadata.metadata("aios")
+        requirements = importlib.metadata.requires("aios") or []
+    except importlib.metadata.PackageNotFoundError:
+        return []
+    extras = [str(e) for e in metadata.get_all("Provides-Extra") or []]
+    checks = []
+    for extra in sorted(set(extras) - _INTERNAL_EXTRAS):
+        absent = [name for name in _packages(requirements, extra) if not _is_installed(name)]
+        if absent:
+            detail, remedy = f"not installed: {', '.join(absent)}", f"pip install 'aios[{extra}]'"
+            checks.append(Check(f"optional: {extra}", "missing", detail, remedy))
+        else:
+            checks.append(Check(f"optional: {extra}", "ok", "installed"))
+    return checks
+
+
+def _packages(requirements: list[str], extra: str) -> list[str]:
+    marker = re.compile(rf"extra\s*==\s*['\"]{re.escape(extra)}['\"]")
+    names = [re.match(r"[\w.-]+", text) for text in requirements if marker.search(text)]
+    return [match.group(0) for match in names if match]
+
+
+def _is_installed(package: str) -> bool:
+    try:
+        importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return False
+    return True
+
+
+def _gb(count: int) -> str:
+    return f"{count / 1e9:.1f} GB"

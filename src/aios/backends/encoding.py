@@ -1,0 +1,112 @@
+"""From texts to token rows: which tokens carry loss, and how examples share a row.
+
+Examples are packed: several stand in one row of tokens, each with positions from 0 and seeing
+only itself, so that no compute goes to padding and none can carry loss. A token carries loss if
+any of its characters lies in a loss span; the first token of an example never does, since
+nothing stands before it to predict it from.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+IGNORED = -100
+
+
+@dataclass(frozen=True, slots=True)
+class Encoded:
+    """A tokenised text.
+
+    Attributes:
+        ids: Its tokens.
+        labels: For each token itself, or −100 where it carries no loss; same length.
+    """
+
+    ids: tuple[int, ...]
+    labels: tuple[int, ...]
+
+    @property
+    def label_count(self) -> int:
+        """Tokens that carry loss."""
+        return sum(label != IGNORED for label in self.labels)
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """Packed examples as tensors; T tokens.
+
+    Attributes:
+        ids: ``[1, T]``.
+        positions: ``[1, T]``, counted from 0 in each example.
+        mask: ``[1, 1, T, T]`` bool: which token (last axis) a token may see.
+        predicting: ``[L]`` indices of the tokens whose successor carries loss.
+        targets: ``[L]`` those successors.
+        owner: ``[L]`` which example of the row each of them belongs to.
+    """
+
+    ids: Tensor
+    positions: Tensor
+    mask: Tensor
+    predicting: Tensor
+    targets: Tensor
+    owner: Tensor
+
+
+def encode(tokenizer: Any, text: str, loss_spans: Sequence[tuple[int, int]]) -> Encoded:
+    """Tokenises a text and marks the tokens that carry loss.
+
+    Args:
+        tokenizer: A fast transformers tokenizer (offsets are needed).
+        text: The whole text.
+        loss_spans: Half-open character ranges.
+    """
+    batch = tokenizer(text, return_offsets_mapping=True, add_special_tokens=True, verbose=False)
+    ids = tuple(batch["input_ids"])
+    labels = [IGNORED] * len(ids)
+    for i, (begin, end) in enumerate(batch["offset_mapping"]):
+        if i and end > begin and any(begin < stop and end > start for start, stop in loss_spans):
+            labels[i] = ids[i]
+    return Encoded(ids, tuple(labels))
+
+
+def pack(examples: Sequence[Encoded], device: torch.device) -> Row:
+    """Puts examples side by side into one row."""
+    lengths = [len(e.ids) for e in examples]
+    block = torch.repeat_interleave(torch.arange(len(examples)), torch.tensor(lengths))
+    total = len(block)
+    mask = (block[:, None] == block[None, :]) & torch.ones(total, total, dtype=torch.bool).tril()
+    labels = torch.tensor([label for e in examples for label in e.labels])
+    carries = torch.nonzero(labels != IGNORED).squeeze(1)
+    return Row(
+        ids=torch.tensor([[i for e in examples for i in e.ids]], device=device),
+        positions=torch.cat([torch.arange(n) for n in lengths])[None].to(device),
+        mask=mask[None, None].to(device),
+        predicting=(carries - 1).to(device),
+        targets=labels[carries].to(device),
+        owner=block[carries].to(device),
+    )
+
+
+def fill_rows(lengths: Iterable[int], row_tokens: int) -> Iterator[list[int]]:
+    """Groups consecutive examples into rows of at most `row_tokens` tokens.
+
+    An example longer than that has a row of its own.
+
+    Yields:
+        Lists of indices into `lengths`, in order.
+    """
+    row: list[int] = []
+    filled = 0
+    for index, length in enumerate(lengths):
+        if row and filled + length > row_tokens:
+            yield row
+            row, filled = [], 0
+        row.append(index)
+        filled += length
+    if row:
+        yield row

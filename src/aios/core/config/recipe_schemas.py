@@ -1,0 +1,161 @@
+"""The models of a recipe: how self-edits are made and an expert trained for one base model.
+
+The key types below (``Rank``, ``Alpha``, …) hold range and meaning once; the recipes use them as
+they are, the user's ``training`` section with null for "from the recipe".
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+
+AUTO = "auto"
+DEFAULT_RECIPE = "default"
+LossOn = Literal["all", "answer"]
+
+
+def allowed(text: str) -> Any:
+    """JSON-schema extra that replaces the range derived from the type in messages."""
+    return {"x-allowed": text}
+
+
+NumEdits = Annotated[int, Field(ge=1, le=100, description="Self-edits made from each passage")]
+Rank = Annotated[int, Field(ge=1, le=1024, description="LoRA rank r")]
+Alpha = Annotated[
+    int, Field(ge=1, le=4096, description="LoRA scale numerator: the update is times alpha / rank")
+]
+Dropout = Annotated[float, Field(ge=0, lt=1, description="Dropout on the adapter's input")]
+LearningRate = Annotated[float, Field(gt=0, le=1, description="Peak learning rate of AdamW")]
+Epochs = Annotated[int, Field(ge=1, le=1000, description="Passes over the training examples")]
+BatchSize = Annotated[int, Field(ge=1, le=1024, description="Examples in one optimiser step")]
+WarmupRatio = Annotated[
+    float, Field(ge=0, lt=1, description="Share of the steps in which the rate rises from 0")
+]
+Schedule = Annotated[
+    Literal["constant", "linear", "cosine"],
+    Field(description="What the learning rate does after the warm-up"),
+]
+WeightDecay = Annotated[float, Field(ge=0, le=1, description="Weight decay of AdamW")]
+GradClip = Annotated[float, Field(ge=0, le=1000, description="Largest gradient norm; 0 for none")]
+MaxSeqLen = Annotated[
+    int, Field(ge=16, le=131072, description="Longest training example, in tokens")
+]
+EvaluationsPerEpoch = Annotated[
+    int, Field(ge=1, le=100, description="Validations in each pass over the examples")
+]
+Patience = Annotated[
+    int,
+    Field(
+        ge=0,
+        le=1000,
+        description="Validations without a better loss after which training stops; 0 for never",
+    ),
+]
+Loss = Annotated[
+    LossOn, Field(description="Which part of question-answer items carries loss: all, or answers")
+]
+PassageCopies = Annotated[
+    int,
+    Field(
+        ge=0,
+        le=100,
+        description="Times each original passage stands in one pass over the augmented data; "
+        "0 trains on the self-edits alone",
+    ),
+]
+MaxTokens = Annotated[
+    int, Field(ge=0, le=10**12, description="Training tokens after which it ends; 0 for no limit")
+]
+
+
+class Section(BaseModel):
+    """Base of all config models: frozen, strict, no unknown keys, no NaN or infinity."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+
+class TrainingRecipe(Section):
+    """A whole training recipe: every key has a value."""
+
+    rank: Rank
+    alpha: Alpha
+    dropout: Dropout
+    learning_rate: LearningRate
+    epochs: Epochs
+    batch_size: BatchSize
+    warmup_ratio: WarmupRatio
+    schedule: Schedule
+    weight_decay: WeightDecay
+    grad_clip: GradClip
+    max_seq_len: MaxSeqLen
+    evaluations_per_epoch: EvaluationsPerEpoch
+    patience: Patience
+    loss_on: Loss
+    passage_copies: PassageCopies
+    max_tokens: MaxTokens
+
+
+class Recipe(Section):
+    """What was measured to work for a base model."""
+
+    strategy: str = Field(
+        min_length=1,
+        description="How self-edits are made",
+        json_schema_extra=allowed("the name of a strategy"),
+    )
+    num_edits_per_passage: NumEdits
+    training: TrainingRecipe
+    source: str = Field(min_length=1, description="Where the recipe was measured")
+
+    @field_validator("strategy")
+    @classmethod
+    def _names_a_strategy(cls, value: str) -> str:
+        if value == AUTO:
+            raise ValueError("must name a strategy: auto means the one named here")
+        return value
+
+
+def default_recipes() -> dict[str, Recipe]:
+    """The recipes that ship, by model name; equal to those in ``config/default.yaml``."""
+    release = TrainingRecipe(
+        rank=32,
+        alpha=64,
+        dropout=0.0,
+        learning_rate=1e-3,
+        epochs=10,
+        batch_size=1,
+        warmup_ratio=0.0,
+        schedule="constant",
+        weight_decay=0.0,
+        grad_clip=1.0,
+        max_seq_len=1024,
+        evaluations_per_epoch=1,
+        patience=0,
+        loss_on="all",
+        passage_copies=1,
+        max_tokens=0,
+    )
+    small = release.model_copy(
+        update={
+            "learning_rate": 5e-4,
+            "epochs": 4,
+            "batch_size": 8,
+            "evaluations_per_epoch": 2,
+            "patience": 3,
+        }
+    )
+    return {
+        DEFAULT_RECIPE: Recipe(
+            strategy="implications",
+            num_edits_per_passage=5,
+            training=release,
+            source="SEAL release, for a 7B model; not measured here",
+        ),
+        "smollm2-135m-instruct": Recipe(
+            strategy="cloze",
+            num_edits_per_passage=1,
+            training=small,
+            source="first trials on 20 passages and 88 questions of the SEAL data",
+        ),
+    }

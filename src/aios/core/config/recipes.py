@@ -1,0 +1,104 @@
+"""Which recipe is in force: the user's values over those measured for the model in use.
+
+Takes the config and the name of the model; gives every setting that a recipe governs, each with
+where it comes from, so that commands can name it in their output.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any
+
+from aios.core.config.recipe_schemas import AUTO, DEFAULT_RECIPE, LossOn, Recipe, TrainingRecipe
+from aios.core.config.schemas import Config
+from aios.core.types import LoraRecipe
+
+_USER = "user"
+
+
+@dataclass(frozen=True, slots=True)
+class ResolvedRecipe:
+    """The settings in force for one model.
+
+    Attributes:
+        name: The recipe used, e.g. ``recipes.default``.
+        measured: Where that recipe was measured, in words.
+        strategy: How self-edits are made; never ``auto``.
+        num_edits_per_passage: Self-edits of each passage.
+        lora: How the adapter is trained.
+        evaluations_per_epoch: Validations in each pass.
+        patience: Validations without progress after which training stops; 0 for never.
+        loss_on: Which part of question-answer items carries loss.
+        passage_copies: Times each passage stands in one pass over the augmented data.
+        max_tokens: Token budget of training, or None.
+        sources: For each config key, ``user`` or ``recipe <name>``.
+    """
+
+    name: str
+    measured: str
+    strategy: str
+    num_edits_per_passage: int
+    lora: LoraRecipe
+    evaluations_per_epoch: int
+    patience: int
+    loss_on: LossOn
+    passage_copies: int
+    max_tokens: int | None
+    sources: Mapping[str, str]
+
+
+def resolve_recipe(config: Config, model_name: str) -> ResolvedRecipe:
+    """Finds the recipe of a model and puts the user's values over it.
+
+    A recipe's number of edits belongs to its strategy: where the user chose another strategy but
+    no number, the number is that of ``recipes.default``.
+
+    Args:
+        config: The resolved config.
+        model_name: The base model's name, hub id or folder.
+    """
+    key = recipe_name(config.recipes, model_name)
+    recipe = config.recipes[key]
+    name = f"recipes.{key}"
+    sources: dict[str, str] = {}
+
+    strategy = recipe.strategy if config.seal.strategy == AUTO else config.seal.strategy
+    sources["seal.strategy"] = f"recipe {key}" if config.seal.strategy == AUTO else _USER
+    counting = key if strategy == recipe.strategy else DEFAULT_RECIPE
+    num_edits = config.seal.num_edits_per_passage
+    sources["seal.num_edits_per_passage"] = _USER if num_edits else f"recipe {counting}"
+
+    values: dict[str, Any] = {}
+    for field in TrainingRecipe.model_fields:
+        chosen = getattr(config.training, field)
+        sources[f"training.{field}"] = f"recipe {key}" if chosen is None else _USER
+        values[field] = getattr(recipe.training, field) if chosen is None else chosen
+    return ResolvedRecipe(
+        name=name,
+        measured=recipe.source,
+        strategy=strategy,
+        num_edits_per_passage=num_edits or config.recipes[counting].num_edits_per_passage,
+        lora=LoraRecipe(**{field.name: values[field.name] for field in fields(LoraRecipe)}),
+        evaluations_per_epoch=values["evaluations_per_epoch"],
+        patience=values["patience"],
+        loss_on=values["loss_on"],
+        passage_copies=values["passage_copies"],
+        max_tokens=values["max_tokens"] or None,
+        sources=sources,
+    )
+
+
+def recipe_name(recipes: Mapping[str, Recipe], model_name: str) -> str:
+    """The name of a model's recipe: its own, that of the last part of its path, or ``default``.
+
+    ``HuggingFaceTB/SmolLM2-135M-Instruct`` and a folder of that name are the listed
+    ``smollm2-135m-instruct``; capitals do not matter.
+    """
+    folded = {name.casefold(): name for name in recipes}
+    last_part = re.split(r"[/\\]", model_name.rstrip("/\\"))[-1]
+    for candidate in (model_name, last_part):
+        if candidate.casefold() in folded:
+            return folded[candidate.casefold()]
+    return DEFAULT_RECIPE

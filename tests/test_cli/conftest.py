@@ -1,0 +1,276 @@
+"""Fakes of the app's functions, recorded calls, and a home of its own for every test."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+from aios.core.evaluation.comparison import ArmRun, available_pairs, compare
+from aios.core.evaluation.document import metrics_document
+from aios.core.evaluation.metrics import AnswerResult
+from aios.core.seal.cache import SelfEditCache
+from aios.core.seal.self_edit_generator import PassageEdits
+from aios.core.types import (
+    AdapterRef,
+    CurvePoint,
+    Drop,
+    Expert,
+    Failure,
+    Passage,
+    SelfEdit,
+    TrainingResult,
+)
+
+
+@dataclass(frozen=True)
+class Check:
+    """The shape of `aios.app.doctor.Check`."""
+
+    name: str
+    status: str
+    detail: str
+    remedy: str = ""
+
+
+@dataclass(frozen=True)
+class GenerateReport:
+    """The shape of `aios.app.generate.GenerateReport`."""
+
+    output: Path
+    passages: int = 4
+    edits: int = 6
+    dropped: dict[str, int] = field(default_factory=lambda: {"duplicate": 1, "too_short": 3})
+    rejected: int = 1
+    failures: tuple[Failure, ...] = ()
+    cached: int = 2
+    generated: int = 6
+    tokens: int = 1234
+    seconds: float = 12.0
+    reused: int = 0
+    rejects_path: Path | None = Path("edits.rejects.jsonl")
+    strategy: str = "cloze"
+    strategy_source: str = "recipe recipes.default"
+
+
+@dataclass(frozen=True)
+class GeneratePlan:
+    """The shape of `aios.app.generate.GeneratePlan`."""
+
+    passages: int = 4
+    rejected: int = 0
+    candidates: int = 20
+    cached: int = 5
+    prompt_tokens: int = 900
+    max_new_tokens: int = 15360
+    strategy: str = "implications"
+    strategy_source: str = "--set"
+
+
+@dataclass(frozen=True)
+class ExpertReport:
+    """The shape of `aios.app.train_expert.ExpertReport`."""
+
+    expert: Expert
+    folder: Path
+    run_dir: Path
+    result: TrainingResult
+    dataset_stats: dict[str, Any]
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class ABReport:
+    """The shape of `aios.app.ab_test.ABReport`."""
+
+    run_dir: Path
+    report_html: Path
+    metrics_json: Path
+    metrics: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class ModelInfo:
+    """The shape of `aios.app.models.ModelInfo`."""
+
+    name: str
+    installed: bool
+    path: Path | None = None
+    size_bytes: int | None = None
+    digest: str | None = None
+    kind: str = "bundled"
+    source: str = "package x"
+    parameters: int | None = 134_515_008
+    context_length: int | None = 8192
+    licence: str | None = "apache-2.0"
+    recipe: str | None = "recipes.default"
+
+
+@dataclass
+class FakeApp:
+    """What the app's functions were called with, and what they do.
+
+    Attributes:
+        calls: ``(function, args, kwargs)`` in order.
+        during: Called inside each function with its keyword arguments, e.g. to emit or to raise.
+        results: What each function returns, by its name.
+    """
+
+    calls: list[tuple[str, tuple[Any, ...], dict[str, Any]]] = field(default_factory=list)
+    during: Callable[[dict[str, Any]], None] = lambda kwargs: None
+    results: dict[str, Any] = field(default_factory=dict)
+
+    def function(self, name: str) -> Callable[..., Any]:
+        """A fake of the app function of that name."""
+
+        def fake(*args: Any, **kwargs: Any) -> Any:
+            self.calls.append((name, args, kwargs))
+            self.during(kwargs)
+            return self.results[name]
+
+        return fake
+
+    @property
+    def config(self) -> Any:
+        """The config of the last call."""
+        return self.calls[-1][1][0]
+
+    @property
+    def kwargs(self) -> dict[str, Any]:
+        """The keyword arguments of the last call."""
+        return self.calls[-1][2]
+
+
+FUNCTIONS = {
+    "aios.app.generate": ("generate_edits", "plan_generation", "preview_edits"),
+    "aios.app.train_expert": ("train_expert",),
+    "aios.app.ab_test": ("run_ab_test",),
+    "aios.app.cache": ("warm_cache",),
+    "aios.app.models": ("list_models", "pull_model", "show_model"),
+    "aios.app.doctor": ("run_doctor",),
+}
+
+
+@pytest.fixture(autouse=True)
+def _own_home(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for name in ("HOME", "XDG_CONFIG_HOME", "XDG_CACHE_HOME"):
+        monkeypatch.setenv(name, str(tmp_path / "home"))
+    for name in ("HF_HUB_OFFLINE", "AIOS_OFFLINE", "NO_COLOR", "FORCE_COLOR"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture
+def passages(tmp_path: Path) -> Path:
+    """A file of passages; its content does not matter to the fakes."""
+    path = tmp_path / "passages.txt"
+    path.write_text("The lighthouse of Orrin was built in 1821.\n", encoding="utf-8")
+    return path
+
+
+@pytest.fixture
+def app(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> FakeApp:
+    """The app layer, faked: its functions record their calls."""
+    fake = FakeApp()
+    for module_name, functions in FUNCTIONS.items():
+        module = ModuleType(module_name)
+        for name in functions:
+            setattr(module, name, fake.function(name))
+        monkeypatch.setitem(sys.modules, module_name, module)
+    sys.modules["aios.app.doctor"].Check = Check  # type: ignore[attr-defined]
+    sys.modules["aios.app.cache"].open_cache = (  # type: ignore[attr-defined]
+        lambda config: SelfEditCache(config.seal.cache_dir, 10**9)
+    )
+    fake.results = {
+        "generate_edits": GenerateReport(tmp_path / "edits.jsonl"),
+        "plan_generation": GeneratePlan(),
+        "preview_edits": [_previewed()],
+        "train_expert": _expert_report(tmp_path),
+        "run_ab_test": _ab_report(tmp_path),
+        "warm_cache": GenerateReport(tmp_path / "artifacts" / "seal_cache"),
+        "list_models": [_model("small", True), _model("large", False)],
+        "pull_model": _model("small", True),
+        "show_model": _model("large", False),
+        "run_doctor": [Check("python", "ok", "3.11"), Check("config", "ok", "")],
+    }
+    return fake
+
+
+def _previewed() -> PassageEdits:
+    passage = Passage.make("The lighthouse\nof Orrin.", id="p1", title="Orrin")
+    kept = SelfEdit("p1", "rewrite", 0, ("Orrin has a lighthouse.", "evil \x1b[2J text"))
+    drop = Drop("p1", "rewrite", 1, "It is so.", "too_short", "4 tokens < 20")
+    return PassageEdits(passage, (kept,), (drop,))
+
+
+def _expert_report(folder: Path) -> ExpertReport:
+    points = tuple(
+        CurvePoint(step, step / 10, step * 100, None, loss, float(step))
+        for step, loss in ((0, 4.0), (10, 3.0), (20, 3.2))
+    )
+    adapter = AdapterRef(folder / "experts" / "e1", "ab" * 32, "cd" * 32)
+    result = TrainingResult(adapter, points, points[1], 20, 2000, 21.0, 5 * 10**8)
+    stats = {"original": {"passages": 4, "tokens": 321}, "growth": 2.5}
+    expert = Expert("e1", "Harbours")
+    return ExpertReport(
+        expert, adapter.path, folder / "runs" / "r1", result, stats, ("two passages were split",)
+    )
+
+
+@pytest.fixture
+def metrics() -> dict[str, Any]:
+    """A metrics document as the evaluation makes it."""
+    return _ab_metrics()
+
+
+def _ab_metrics(seeds: int = 2) -> dict[str, Any]:
+    """A real metrics document of three arms over four questions about two passages."""
+
+    def run(arm: str, seed: int, logprob: float, tokens: int) -> ArmRun:
+        results = tuple(
+            AnswerResult(
+                probe_id=f"q{i}",
+                passage_id=f"p{i % 2}",
+                question="Where?",
+                answers=("Orrin",),
+                category="name",
+                logprob=logprob - 0.1 * i - 0.01 * seed,
+                tokens=2,
+                greedy=False,
+                prediction="Orrin" if arm == "passage+edits" else "here",
+                exact=arm == "passage+edits",
+                f1=1.0 if arm == "passage+edits" else 0.0,
+                contains=arm == "passage+edits",
+            )
+            for i in range(4)
+        )
+        return ArmRun(
+            arm, seed, results, 3.0 if arm == "base" else 3.3, (), 5, 10, tokens, 65.0, 10**9, 8
+        )
+
+    arms = {
+        "base": [run("base", 0, -8.0, 0)],
+        "passage": [run("passage", s, -7.0, 6000) for s in range(seeds)],
+        "passage+edits": [run("passage+edits", s, -5.0, 6000) for s in range(seeds)],
+    }
+    return metrics_document(arms, compare(arms, available_pairs(arms)))
+
+
+def _ab_report(folder: Path) -> ABReport:
+    run = folder / "results"
+    run.mkdir()
+    metrics_json = run / "metrics.json"
+    metrics_json.write_text('{"verdict": "fake"}', encoding="utf-8")
+    return ABReport(run, run / "report.html", metrics_json, _ab_metrics())
+
+
+def _model(name: str, installed: bool) -> ModelInfo:
+    if not installed:
+        return ModelInfo(name, installed=False)
+    return ModelInfo(name, True, Path("models") / name, 269_000_000, "ab" * 32)

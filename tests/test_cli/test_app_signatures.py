@@ -1,0 +1,63 @@
+"""The command line's fakes stand for real functions: the calls it makes fit their signatures."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import inspect
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from aios.cli.aios import run
+
+COMMANDS = {
+    "aios.app.generate:generate_edits": "seal generate --input {0} --output o.jsonl",
+    "aios.app.generate:plan_generation": "seal generate --input {0} --output o.jsonl --dry-run",
+    "aios.app.generate:preview_edits": "seal preview --input {0}",
+    "aios.app.cache:warm_cache": "seal cache warm --input {0}",
+    "aios.app.ab_test:run_ab_test": "seal ab-test --input {0}",
+    "aios.app.train_expert:train_expert": "hrm-hf train-expert --expert-id e1 --dataset {0}",
+    "aios.app.models:list_models": "models list",
+    "aios.app.models:pull_model": "models pull",
+    "aios.app.models:show_model": "models show",
+    "aios.app.doctor:run_doctor": "doctor",
+}
+MODULES = sorted({target.partition(":")[0] for target in COMMANDS})
+# imported here, before the fixture puts fakes in their place
+REAL = {name: importlib.import_module(name) for name in MODULES if importlib.util.find_spec(name)}
+
+
+@pytest.mark.parametrize("target", COMMANDS)
+def test_the_call_fits_the_real_function(target: str, app: Any, passages: Path) -> None:
+    assert run(COMMANDS[target].format(passages).split()) == 0
+    name, args, kwargs = app.calls[-1]
+    module, _, function = target.partition(":")
+    assert name == function
+    real = getattr(REAL[module], name)
+    inspect.signature(real).bind(*args, **kwargs)
+
+
+@pytest.mark.parametrize(
+    ("fake", "target"),
+    [
+        ("GenerateReport", "aios.app.generate"),
+        ("GeneratePlan", "aios.app.generate"),
+        ("ExpertReport", "aios.app.train_expert"),
+        ("ABReport", "aios.app.ab_test"),
+        ("ModelInfo", "aios.app.models"),
+        ("Check", "aios.app.doctor"),
+    ],
+)
+def test_the_fake_has_the_fields_of_the_real_record(fake: str, target: str, app: Any) -> None:
+    names = set(getattr(REAL[target], fake).__dataclass_fields__)
+    made = {type(value).__name__: value for value in _records(app)}
+    assert set(made[fake].__dataclass_fields__) == names
+
+
+def _records(app: Any) -> list[Any]:
+    records = [*app.results.values()]
+    for value in app.results.values():
+        records += value if isinstance(value, list) else []
+    return records
