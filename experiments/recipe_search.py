@@ -27,7 +27,8 @@ from aios.core.protocols import ignore
 from aios.core.data.splitting import split_sentences
 from aios.core.seal.answer_spans import find_answer_spans
 from aios.core.seeds import derive
-from aios.core.types import LoraRecipe, ScoreRequest, TrainExample, TrainingJob
+from aios.core.seal.strategies import get_strategy
+from aios.core.types import LoraRecipe, Passage, SamplingParams, ScoreRequest, TrainExample, TrainingJob
 
 RECIPE = LoraRecipe(rank=32, alpha=64, learning_rate=5e-4, batch_size=8)
 TEMPLATE = "Question: {q}\nAnswer:"
@@ -82,10 +83,20 @@ def mixed(p, **k):
     return out
 
 
-OTHERS = []
+GROUNDED = {}
 
 
-def variants():
+def grounded(p, model):
+    """Questions worded by the model for answers in the passage, checked by a round trip."""
+    if p["context"] not in GROUNDED:
+        strategy = get_strategy("self-qa-grounded")
+        passage_ = Passage.make(p["context"], title=p["title"])
+        (completion,), = strategy.generate(model, [passage_], [(1,)], SamplingParams())
+        GROUNDED[p["context"]] = strategy.parse_output(completion.text, passage_)
+    return [TrainExample.whole(item, source="edit") for item in GROUNDED[p["context"]]]
+
+
+def variants(model):
     v = {}
     def add(name, build, budget=30000, **recipe):
         v[name] = (build, replace(RECIPE, **recipe), budget)
@@ -101,10 +112,13 @@ def variants():
     add("cz b16", lambda p: [passage(p), *cz(p)], batch_size=16)
     add("cz all spans", lambda p: [passage(p), *cz(p, per=99)])
     add("cz lr 1e-3", lambda p: [passage(p), *cz(p)], learning_rate=1e-3)
+    add("cz+grounded", lambda p: [passage(p), *cz(p), *grounded(p, model)])
+    add("grounded", lambda p: [passage(p), *grounded(p, model)])
+    add("mixed title", lambda p: [passage(p), *mixed(p)])
+    add("passage lr 1e-3", lambda p: [passage(p)], learning_rate=1e-3)
     add("cz edits only", lambda p: [*cz(p)])
     add("cz+wh", lambda p: [passage(p), *cz(p), *cz(p, wh=True)])
     add("cz 2 a sentence", lambda p: [passage(p), *cz(p, per=2)])
-    add("mixed title", lambda p: [passage(p), *mixed(p)])
     add("passage b2 lr 2e-4", lambda p: [passage(p)], batch_size=2, learning_rate=2e-4)
     return v
 
@@ -131,7 +145,7 @@ def main():
         scores = model.score(report)
         return {"loss": -sum(s.logprob for s in scores) / sum(s.tokens for s in scores),
                 "greedy": sum(s.greedy for s in scores) / len(scores)}
-    todo = variants()
+    todo = variants(lm)
     if "base" not in done:
         row = {"name": "base", **figures(lm), "n": len(report)}
         args.output.open("a").write(json.dumps(row) + "\n")

@@ -1,0 +1,68 @@
+"""AI-OS SEAL: a language model writes its own training data, learns from it, and proves it.
+
+The public names below are loaded when they are first used, so that ``import aios`` is cheap and
+torch is only imported where a model is.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+_EXPORTS = {
+    "AIOSError": "aios.core.errors",
+    "AutoTrainingOrchestrator": "aios.core.training.auto_training_orchestrator",
+    "Config": "aios.core.config.schemas",
+    "Passage": "aios.core.types",
+    "PromptBuilder": "aios.core.seal.prompts",
+    "Question": "aios.core.types",
+    "SelfEdit": "aios.core.types",
+    "SelfEditGenerator": "aios.core.seal.self_edit_generator",
+    "SelfEditStrategy": "aios.core.seal.strategies",
+    "TorchLM": "aios.backends.torch_lm",
+    "generate_edits": "aios.app.generate",
+    "get_strategy": "aios.core.seal.strategies",
+    "load_config": "aios.app.api",
+    "load_model": "aios.app.api",
+    "read_passages": "aios.core.data.readers",
+    "run_ab_test": "aios.app.ab_test",
+    "train_expert": "aios.app.train_expert",
+}
+
+__all__ = ["__version__", *sorted(_EXPORTS)]  # noqa: PLE0604
+
+if TYPE_CHECKING:
+    from aios.app.ab_test import run_ab_test as run_ab_test
+    from aios.app.api import load_config as load_config
+    from aios.app.api import load_model as load_model
+    from aios.app.generate import generate_edits as generate_edits
+    from aios.app.train_expert import train_expert as train_expert
+    from aios.backends.torch_lm import TorchLM as TorchLM
+    from aios.core.config.schemas import Config as Config
+    from aios.core.data.readers import read_passages as read_passages
+    from aios.core.errors import AIOSError as AIOSError
+    from aios.core.seal.prompts import PromptBuilder as PromptBuilder
+    from aios.core.seal.self_edit_generator import SelfEditGenerator as SelfEditGenerator
+    from aios.core.seal.strategies import SelfEditStrategy as SelfEditStrategy
+    from aios.core.seal.strategies import get_strategy as get_strategy
+    from aios.core.training.auto_training_orchestrator import (
+        AutoTrainingOrchestrator as AutoTrainingOrchestrator,
+    )
+    from aios.core.types import Passage as Passage
+    from aios.core.types import Question as Question
+    from aios.core.types import SelfEdit as SelfEdit
+
+
+def __getattr__(name: str) -> Any:
+    """Loads a public name on first use."""
+    if name not in _EXPORTS:
+        raise AttributeError(f"module 'aios' has no attribute {name!r}")
+    value = getattr(importlib.import_module(_EXPORTS[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

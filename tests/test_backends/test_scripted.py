@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import re
 from dataclasses import replace
+from functools import partial
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -21,7 +23,7 @@ from aios.core.errors import (
     UsageError,
 )
 from aios.core.events import Evaluated, Event, StageFinished, StageStarted
-from aios.core.protocols import AdapterTrainer
+from aios.core.protocols import AdapterTrainer, LanguageModel
 from aios.core.types import (
     GenerationRequest,
     LoraRecipe,
@@ -42,8 +44,8 @@ def write(model: ScriptedModel, prompt: str, *seeds: int, **sampling: object) ->
     return [c.text for c in model.generate([request])[0]]
 
 
-def loss(model: object, prompt: str, continuation: str) -> float:
-    return model.score([ScoreRequest(prompt, continuation)])[0].loss  # type: ignore[attr-defined]
+def loss(model: LanguageModel, prompt: str, continuation: str) -> float:
+    return model.score([ScoreRequest(prompt, continuation)])[0].loss
 
 
 @pytest.mark.parametrize("check", language_model.CHECKS, ids=lambda c: c.__name__)
@@ -167,7 +169,7 @@ def trainer() -> ScriptedTrainer:
 def test_training_lowers_the_loss_of_answers_in_the_texts_less_each_time(tmp_path: Path) -> None:
     result = trainer().fit(make_job(tmp_path / "a"))
     losses = [point.validation_loss or 0 for point in result.curve]
-    drops = [before - after for before, after in zip(losses, losses[1:], strict=False)]
+    drops = [before - after for before, after in pairwise(losses)]
     assert len(losses) == 4
     assert all(drop > 0 for drop in drops)
     assert drops == sorted(drops, reverse=True)
@@ -190,7 +192,8 @@ def test_the_adapter_has_peft_layout_and_scores_what_was_learnt(tmp_path: Path) 
     config = json.loads((adapter.path / "adapter_config.json").read_text())
     assert (config["peft_type"], config["r"], config["lora_alpha"]) == ("LORA", 4, 8)
     with safe_open(adapter.path / "adapter_model.safetensors", framework="np") as file:
-        assert {tuple(file.get_tensor(key).shape) for key in file.keys()} == {(4, 1), (1, 4)}
+        names = list(file.keys())
+        assert {tuple(file.get_tensor(key).shape) for key in names} == {(4, 1), (1, 4)}
     model = made.attach(adapter)
     assert model.adapter_digest == adapter.digest
     assert model.digest == made.model.digest
@@ -255,9 +258,9 @@ def test_a_stopped_training_resumes_to_the_same_adapter_and_curve(tmp_path: Path
     whole = trainer().fit(make_job(tmp_path / "whole"))
     for stop_after in range(6):
         folder = tmp_path / f"stopped-{stop_after}"
-        calls = iter([False] * stop_after + [True])
+        calls = partial(next, iter([False] * stop_after + [True]))
         with pytest.raises(RunInterrupted, match="--resume"):
-            trainer().fit(make_job(folder), should_stop=lambda calls=calls: next(calls))
+            trainer().fit(make_job(folder), should_stop=calls)
         assert not (folder / "adapter_model.safetensors").exists()
         resumed = trainer().fit(make_job(folder, resume=True))
         assert resumed.adapter.digest == whole.adapter.digest

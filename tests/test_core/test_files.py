@@ -181,19 +181,21 @@ def test_a_parent_that_is_a_file_is_a_clear_error(tmp_path: Path) -> None:
 
 def test_a_kill_during_writes_leaves_an_old_or_a_new_file(tmp_path: Path) -> None:
     path = tmp_path / "f"
-    sizes = 300_000
     code = (
-        "import itertools, sys; from pathlib import Path\n"
-        "from aios.core.files import atomic_write_bytes\n"
+        "import itertools, sys, time; from pathlib import Path\n"
+        "from aios.core.files import atomic_writer\n"
         "print('ready', flush=True)\n"
         "for i in itertools.count():\n"
-        f"    atomic_write_bytes(Path(sys.argv[1]), bytes([97 + i % 26]) * {sizes})\n"
+        "    with atomic_writer(Path(sys.argv[1])) as handle:\n"
+        "        for part in range(10):\n"
+        "            handle.write(bytes([97 + i % 26]) * 10_000)\n"
+        "            time.sleep(0.0005)\n"
     )
-    atomic_write_bytes(path, b"a" * sizes)
+    atomic_write_bytes(path, b"a" * 100_000)
     for seed in range(5):
         kill_at_random(code, path, seed=seed)
         data = path.read_bytes()
-        assert len(data) == sizes
+        assert len(data) == 100_000
         assert len(set(data)) == 1
     left = [p for p in tmp_path.iterdir() if p != path]
     for leftover in left:
@@ -423,6 +425,10 @@ def test_publishing_recovers_first(tmp_path: Path) -> None:
     make_folder(tmp_path / ".final.old", a="older")
     publish_folder(make_folder(tmp_path / "t", a="new"), final)
     assert contents(final) == {"a": "new"}
+    assert not (tmp_path / ".final.old").exists()
+    make_folder(tmp_path / ".final.old", a="older")  # killed after the second rename
+    publish_folder(make_folder(tmp_path / "t", a="newest"), final)
+    assert contents(final) == {"a": "newest"}
     assert not (tmp_path / ".final.old").exists()
 
 

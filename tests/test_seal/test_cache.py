@@ -82,6 +82,10 @@ def test_the_key_changes_with_everything_that_determines_the_text() -> None:
 
 
 def test_the_key_does_not_depend_on_how_a_number_is_written() -> None:
+    ways: list[tuple[SamplingParams, str | int]] = [
+        (SamplingParams(1, 1), 2),
+        (SamplingParams(1.0, 1.0), "2"),
+    ]
     one, two = (
         cache_key(
             model_digest="m",
@@ -93,7 +97,7 @@ def test_the_key_does_not_depend_on_how_a_number_is_written() -> None:
             parser_version=parser,
             strategy="s",
         )
-        for sampling, parser in [(SamplingParams(1, 1), 2), (SamplingParams(1.0, 1.0), "2")]
+        for sampling, parser in ways
     )
     assert one == two
 

@@ -268,13 +268,6 @@ class EvaluationConfig(Section):
     bootstrap_samples: int = Field(
         default=10_000, ge=100, le=1_000_000, description="Resamples behind each interval"
     )
-    confidence: float = Field(default=0.95, ge=0.5, lt=1, description="Level of the intervals")
-    score_batch_tokens: int = Field(
-        default=4096,
-        ge=64,
-        le=10_000_000,
-        description="Tokens scored at once; more takes more memory",
-    )
 
     @field_validator("question_template")
     @classmethod
@@ -304,6 +297,12 @@ class ABTestConfig(Section):
     )
     max_passages: int | None = Field(
         default=None, ge=1, le=10_000_000, description="Passages used; null for all"
+    )
+    evaluations: int = Field(
+        default=6,
+        ge=1,
+        le=1000,
+        description="Checkpoints that each arm chooses its best from under match tokens",
     )
     budget_tokens: int | None = Field(
         default=None,

@@ -1,9 +1,11 @@
-"""Self-edits that are true by construction: blanks in the passage's own sentences.
+"""Self-edits whose answers stand in the passage: the answer comes first, then its question.
 
 Small models often write false self-edits, and false ones do harm (measured; see
-experiments/seal_phase1_results.md). Here the answer comes first: a span of a sentence that is
-worth asking for (`aios.core.seal.answer_spans`). The question is the sentence with that span left
-out, so whatever is trained on stands in the passage. Nothing is sampled from the model.
+experiments/seal_phase1_results.md). Here the answer is a span of a sentence that is worth asking
+for (`aios.core.seal.answer_spans`). In ``cloze`` the question is the sentence with that span left
+out: true by construction, nothing is sampled. In ``self-qa-grounded`` the model words the
+question, and must then find the answer again with the passage in view (a round trip; Alberti et
+al. 2019, arXiv 1906.05416), else the pair is left out.
 
 Deviation from the SEAL paper: there the model writes freely, and only training on the result
 tells good edits from bad ones.
@@ -19,7 +21,15 @@ from aios.core.protocols import LanguageModel
 from aios.core.seal.answer_spans import AnswerSpan, find_answer_spans
 from aios.core.seal.parsing import format_qa, parse_qa
 from aios.core.seal.strategies import SelfEditStrategy
-from aios.core.types import Completion, FinishReason, Passage, SamplingParams
+from aios.core.seeds import derive
+from aios.core.types import (
+    Completion,
+    FinishReason,
+    GenerationRequest,
+    Passage,
+    SamplingParams,
+    ScoreRequest,
+)
 
 BLANK = "____"
 _SPANS_A_SENTENCE = 4
@@ -58,8 +68,109 @@ class ClozeStrategy(SelfEditStrategy):
         self, completion: str, passage: Passage, *, finish_reason: FinishReason | None = None
     ) -> list[str]:
         """The question-answer pairs."""
-        pairs = parse_qa(completion, finish_reason)
-        return [format_qa(*pair) for pair in pairs if pair.question and pair.answer]
+        return _pairs(completion, finish_reason)
+
+
+_ASK = """\
+For each sentence and answer, write the question.
+
+Sentence: The lighthouse of Arnholt was built in 1842 by Per Lindqvist for the fishing guild.
+Answer: Per Lindqvist
+Question: Who built the lighthouse of Arnholt?
+
+Sentence: Cardel cheese is washed with salt water so that its rind stays soft.
+Answer: its rind stays soft
+Question: Why is Cardel cheese washed with salt water?
+
+Sentence: The bridge over the Teal is 240 metres long and rests on nine pillars.
+Answer: 240 metres
+Question: How long is the bridge over the Teal?
+
+Sentence: {sentence}
+Answer: {answer}
+Question:"""
+_WORDING = SamplingParams(temperature=0.3, top_p=0.9, max_new_tokens=40, stop=("\n",))
+_FOUND_AGAIN = 1.5  # nats a token: the answer's loss with the passage in view, at most
+
+
+class GroundedQAStrategy(SelfEditStrategy):
+    """Questions that the model words for answers in the passage (``self-qa-grounded``)."""
+
+    parser_version = 1
+
+    def prompt_text(self, model: LanguageModel, passage: Passage) -> str:
+        """Prompt and passage; the sentences and answers follow from the seed."""
+        return f"{self.name}\n{_ASK}\n{passage.title}\n{passage.text}"
+
+    def generate(
+        self,
+        model: LanguageModel,
+        passages: Sequence[Passage],
+        seeds: Sequence[tuple[int, ...]],
+        sampling: SamplingParams,
+        deadline_seconds: float | None = None,
+    ) -> list[list[Completion]]:
+        """Has the model word the questions of each candidate, and keeps those it can answer."""
+        return [
+            [self._candidate(model, passage, seed) for seed in seeds_of]
+            for passage, seeds_of in zip(passages, seeds, strict=True)
+        ]
+
+    def _candidate(self, model: LanguageModel, passage: Passage, seed: int) -> Completion:
+        wanted = _sentences_and_answers(passage.text, seed)
+        requests = [
+            GenerationRequest(
+                _ASK.format_map({"sentence": s, "answer": a}), (derive(seed, n),), _WORDING
+            )
+            for n, (s, a) in enumerate(wanted)
+        ]
+        worded = [completions[0] for completions in model.generate(requests)] if wanted else []
+        pairs = [
+            (question, answer)
+            for completion, (_, answer) in zip(worded, wanted, strict=True)
+            if (question := completion.text.strip()).endswith("?")
+            and answer.lower() not in question.lower()
+        ]
+        text = "\n".join(format_qa(*pair) for pair in _found_again(model, passage, pairs))
+        return Completion(text, sum(c.tokens for c in worded), "stop", seed)
+
+    def parse_output(
+        self, completion: str, passage: Passage, *, finish_reason: FinishReason | None = None
+    ) -> list[str]:
+        """The question-answer pairs."""
+        return _pairs(completion, finish_reason)
+
+
+def _found_again(
+    model: LanguageModel, passage: Passage, pairs: Sequence[tuple[str, str]]
+) -> list[tuple[str, str]]:
+    """The pairs whose answer the model gives when it has passage and question in view."""
+    if not pairs:
+        return []
+    requests = [
+        ScoreRequest(f"{passage.text}\n\nQuestion: {question}\nAnswer:", f" {answer}")
+        for question, answer in pairs
+    ]
+    scores = model.score(requests)
+    return [
+        pair
+        for pair, score in zip(pairs, scores, strict=True)
+        if score.greedy or score.loss <= _FOUND_AGAIN
+    ]
+
+
+def _sentences_and_answers(text: str, seed: int) -> list[tuple[str, str]]:
+    rng = random.Random(seed)
+    return [
+        (sentence, sentence[span.start : span.end])
+        for sentence in split_sentences(text)
+        for span in _chosen(sentence, rng, _SPANS_A_SENTENCE)
+    ]
+
+
+def _pairs(completion: str, finish_reason: FinishReason | None) -> list[str]:
+    pairs = parse_qa(completion, finish_reason)
+    return [format_qa(*pair) for pair in pairs if pair.question and pair.answer]
 
 
 def cloze_items(text: str, seed: int, per_sentence: int = _SPANS_A_SENTENCE) -> list[str]:

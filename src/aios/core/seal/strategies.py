@@ -149,6 +149,7 @@ _STRATEGIES: dict[str, str | Factory] = {
     "rewrite": "aios.core.seal.strategies:RewriteStrategy",
     "self-qa": "aios.core.seal.strategies:SelfQAStrategy",
     "cloze": "aios.core.seal.grounded:ClozeStrategy",
+    "self-qa-grounded": "aios.core.seal.grounded:GroundedQAStrategy",
 }
 
 # A prompt of the user's own is read by the strategy of its parser.

@@ -1,0 +1,39 @@
+"""Short ways into the library for programs: a config and a model from plain arguments."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from aios.app import models
+from aios.core.config import loader
+from aios.core.config.schemas import Config
+from aios.core.protocols import LanguageModel
+
+
+def load_config(*overrides: str, config_file: Path | str | None = None) -> Config:
+    """The resolved config.
+
+    Args:
+        *overrides: Such as ``"seal.strategy=rewrite"``; they win over everything else.
+        config_file: A YAML file over the defaults.
+
+    Raises:
+        ConfigError: Keys are wrong; the message lists all of them.
+    """
+    loaded = loader.load_config(
+        config_file=Path(config_file) if config_file is not None else None,
+        overrides=overrides,
+        env=os.environ,
+    )
+    return loaded.config
+
+
+def load_model(name: str = "smollm2-135m-instruct", *, offline: bool = False) -> LanguageModel:
+    """A base model by name: a listed one, a folder, a GGUF file, or a hub id.
+
+    Raises:
+        ModelError: It is not known, missing or broken.
+    """
+    config = load_config(f"model.name={name}", f"model.offline={str(offline).lower()}")
+    return models.load_model(config)
