@@ -1,12 +1,14 @@
-"""Searches a training recipe for a base model: which self-edits help, trained how.
+"""Searches a training recipe for the bundled model: which self-edits help, trained how.
 
-    python experiments/recipe_search.py --data seal_train100.json --output experiments/results/recipe_search.jsonl
+    python experiments/split_seal_data.py --data seal_train100.json --output-dir artifacts/data
+    python experiments/recipe_search.py --data artifacts/data/choose.json
+    python experiments/recipe_search.py --table
 
-Every variant trains one expert on the first `--passages` passages of the file with the same
-token budget. A third of the questions chooses each variant's best checkpoint, the other two
-thirds give its figures. Only passages of the file's first half are used: results are reported on
-the second half (see experiments/seal_phase1_results.md). Finished variants are skipped, so the
-search can be stopped and started.
+Every variant trains one expert on the first 20 passages with the same token budget and seed. One
+question in three chooses the variant's best checkpoint of seven, the others give its figures.
+Nothing here sees the passages that results are reported on (experiments/seal_phase1_results.md).
+One JSON line a variant goes to `experiments/results/recipe_search.jsonl`; variants that are there
+are skipped, so the search can be stopped and started.
 """
 
 from __future__ import annotations
@@ -17,156 +19,244 @@ import random
 import sys
 import tempfile
 import time
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
-from aios.backends.adapter_training import TorchAdapterTrainer
-from aios.backends.models import resolve_model
-from aios.backends.torch_lm import TorchLM
-from aios.core.protocols import ignore
+import aios
+from aios.app.models import load_trainer
+from aios.core.data.readers import read_passages
 from aios.core.data.splitting import split_sentences
-from aios.core.seal.answer_spans import find_answer_spans
-from aios.core.seeds import derive
+from aios.core.protocols import AdapterTrainer, LanguageModel
+from aios.core.seal.answer_spans import AnswerSpan, find_answer_spans
 from aios.core.seal.strategies import get_strategy
-from aios.core.types import LoraRecipe, Passage, SamplingParams, ScoreRequest, TrainExample, TrainingJob
+from aios.core.seeds import derive
+from aios.core.training.examples import passage_examples
+from aios.core.types import (
+    LoraRecipe,
+    Passage,
+    SamplingParams,
+    ScoreRequest,
+    TrainExample,
+    TrainingJob,
+)
 
+RESULTS = Path(__file__).parent / "results" / "recipe_search.jsonl"
 RECIPE = LoraRecipe(rank=32, alpha=64, learning_rate=5e-4, batch_size=8)
-TEMPLATE = "Question: {q}\nAnswer:"
+BUDGET = 30_000
+EVALUATIONS = 6
+IN_PLACE = {
+    "date": "when",
+    "number": "how many",
+    "name": "who or what",
+    "clause": "what",
+    "phrase": "what",
+}
+RANK = {"date": 0, "number": 0, "name": 0, "clause": 1, "phrase": 2}
+
+Build = Callable[[Passage], list[TrainExample]]
 
 
-def whole(text):
-    return TrainExample.whole(text)
-
-
-def qa(q, a, loss="all"):
-    text = f"Question: {q}\nAnswer: {a}"
-    start = 0 if loss == "all" else text.rindex("\nAnswer:") + 8
+def question_answer(question: str, answer: str, loss_on: str = "all") -> TrainExample:
+    text = f"Question: {question}\nAnswer: {answer}"
+    start = 0 if loss_on == "all" else text.rindex("\nAnswer:") + len("\nAnswer:")
     return TrainExample(text, ((start, len(text)),), "edit")
 
 
-def passage(p, title=True):
-    return whole(f"{p['title']}\n{p['context']}" if title else p["context"])
+def chosen_spans(passage: Passage, sentence: str, number: int, count: int) -> list[AnswerSpan]:
+    spans = find_answer_spans(sentence)
+    random.Random(derive(0, passage.text[:40], number)).shuffle(spans)
+    return sorted(spans, key=lambda span: RANK[span.kind])[:count]
 
 
-WH = {"date": "when", "number": "how many", "name": "who or what", "clause": "what", "phrase": "what"}
-RANK = {"date": 0, "number": 0, "name": 0, "clause": 1, "phrase": 2}
+def cloze(
+    passage: Passage,
+    *,
+    a_sentence: int = 4,
+    title: str = "never",
+    in_place: bool = False,
+    loss_on: str = "all",
+) -> list[TrainExample]:
+    """Blanks in the passage's sentences.
+
+    `title` puts the passage's title before the sentence: `never`, `always`, or `missing` (where
+    the sentence names none of its words); `in_place` asks with a question word, not a blank.
+    """
+    examples = []
+    for number, sentence in enumerate(split_sentences(passage.text)):
+        named = set(passage.title.lower().replace("_", " ").split()) & set(sentence.lower().split())
+        shown = title == "always" or (title == "missing" and not named)
+        head = f"{passage.title}: " if shown else ""
+        for span in chosen_spans(passage, sentence, number, a_sentence):
+            gap = IN_PLACE[span.kind] if in_place else "____"
+            question = sentence[: span.start] + gap + sentence[span.end :]
+            if in_place:
+                question = question.rstrip(".") + "?"
+            answer = sentence[span.start : span.end]
+            examples.append(question_answer(head + question, answer, loss_on))
+    return examples
 
 
-def cloze(p, per=4, title=True, wh=False, loss="all", kinds=None, seed=0):
-    out = []
-    for i, s in enumerate(split_sentences(p["context"])):
-        spans = [x for x in find_answer_spans(s) if not kinds or x.kind in kinds]
-        rng = random.Random(derive(seed, p["context"][:40], i))
-        rng.shuffle(spans)
-        spans.sort(key=lambda x: RANK[x.kind])
-        for x in spans[:per]:
-            gap = WH[x.kind] if wh else "____"
-            q = s[: x.start] + gap + s[x.end :]
-            if wh:
-                q = q.rstrip(".") + "?"
-            head = f"{p['title']}: " if title else ""
-            out.append(qa(head + q, s[x.start : x.end], loss))
-    return out
+class Grounded:
+    """Questions that the model words for answers in the passage, made once a passage."""
+
+    def __init__(self, model: LanguageModel) -> None:
+        self.model = model
+        self.made: dict[str, list[TrainExample]] = {}
+
+    def __call__(self, passage: Passage) -> list[TrainExample]:
+        if passage.id not in self.made:
+            strategy = get_strategy("self-qa-grounded")
+            ((completion,),) = strategy.generate(self.model, [passage], [(1,)], SamplingParams())
+            items = strategy.parse_output(completion.text, passage)
+            self.made[passage.id] = [TrainExample.whole(item, source="edit") for item in items]
+        return self.made[passage.id]
 
 
-def needs_title(s, title):
-    words = {w.lower() for w in title.replace("_", " ").split()}
-    return not any(w.strip(",.;").lower() in words for w in s.split())
+def variants(model: LanguageModel) -> dict[str, tuple[Build, LoraRecipe]]:
+    """What is tried: how the training examples of a passage are built, and the recipe."""
+    grounded = Grounded(model)
+
+    def edits(build: Build) -> Build:
+        return lambda passage: [*passage_examples([passage]), *build(passage)]
+
+    def alone(passage: Passage) -> list[TrainExample]:
+        return passage_examples([passage])
+
+    blanks = edits(cloze)
+    return {
+        "cloze": (blanks, RECIPE),
+        "cloze, batch 4": (blanks, replace(RECIPE, batch_size=4)),
+        "cloze, lr 1e-3": (blanks, replace(RECIPE, learning_rate=1e-3)),
+        "cloze + self-qa-grounded": (edits(lambda p: [*cloze(p), *grounded(p)]), RECIPE),
+        "passage": (alone, RECIPE),
+        "cloze, title where missing": (edits(lambda p: cloze(p, title="missing")), RECIPE),
+        "cloze, batch 16": (blanks, replace(RECIPE, batch_size=16)),
+        "self-qa-grounded": (edits(grounded), RECIPE),
+        "cloze, every span": (edits(lambda p: cloze(p, a_sentence=99)), RECIPE),
+        "passage, lr 1e-3": (alone, replace(RECIPE, learning_rate=1e-3)),
+        "passage, batch 2": (alone, replace(RECIPE, batch_size=2)),
+        "cloze without the passage": (cloze, RECIPE),
+        "cloze, question word in place": (edits(lambda p: cloze(p, in_place=True)), RECIPE),
+        "cloze, loss on the answer": (edits(lambda p: cloze(p, loss_on="answer")), RECIPE),
+        "cloze, title before each": (edits(lambda p: cloze(p, title="always")), RECIPE),
+        "cloze, 2 a sentence": (edits(lambda p: cloze(p, a_sentence=2)), RECIPE),
+    }
 
 
-def mixed(p, **k):
-    """The title only before sentences that do not name it."""
-    out = []
-    for s in split_sentences(p["context"]):
-        q = {**p, "context": s}
-        out += cloze(q, title=needs_title(s, p["title"]), **k)
-    return out
+def loss_and_greedy(model: LanguageModel, requests: Sequence[ScoreRequest]) -> dict[str, float]:
+    scores = model.score(requests)
+    return {
+        "loss": -sum(s.logprob for s in scores) / sum(s.tokens for s in scores),
+        "greedy": sum(s.greedy for s in scores) / len(scores),
+        "n": len(scores),
+    }
 
 
-GROUNDED = {}
+def try_variant(
+    trainer: AdapterTrainer,
+    examples: Sequence[TrainExample],
+    recipe: LoraRecipe,
+    selection: Sequence[ScoreRequest],
+    report: Sequence[ScoreRequest],
+) -> dict[str, Any]:
+    with tempfile.TemporaryDirectory() as folder:
+        job = TrainingJob(
+            examples=tuple(examples),
+            recipe=recipe,
+            seed=0,
+            output_dir=Path(folder) / "variant",
+            validation=tuple(selection),
+            max_tokens=BUDGET,
+            evaluate_every_tokens=BUDGET // EVALUATIONS,
+        )
+        result = trainer.fit(job)
+        expert = trainer.attach(result.adapter)
+        figures = loss_and_greedy(expert, report)
+        trainer.detach(expert)
+    return {
+        **figures,
+        "selection": result.best.validation_loss,
+        "best_tokens": result.best.tokens,
+        "tokens": result.tokens,
+        "examples": len(examples),
+        "epochs": result.curve[-1].epoch,
+        "seconds": result.seconds,
+        "curve": [(point.tokens, point.validation_loss) for point in result.curve],
+        "recipe": asdict(recipe),
+    }
 
 
-def grounded(p, model):
-    """Questions worded by the model for answers in the passage, checked by a round trip."""
-    if p["context"] not in GROUNDED:
-        strategy = get_strategy("self-qa-grounded")
-        passage_ = Passage.make(p["context"], title=p["title"])
-        (completion,), = strategy.generate(model, [passage_], [(1,)], SamplingParams())
-        GROUNDED[p["context"]] = strategy.parse_output(completion.text, passage_)
-    return [TrainExample.whole(item, source="edit") for item in GROUNDED[p["context"]]]
-
-
-def variants(model):
-    v = {}
-    def add(name, build, budget=30000, **recipe):
-        v[name] = (build, replace(RECIPE, **recipe), budget)
-    def cz(p, **k):
-        return cloze(p, title=False, **k)
-    add("passage", lambda p: [passage(p)])
-    add("cloze", lambda p: [passage(p), *cloze(p)])
-    add("cloze untitled", lambda p: [passage(p), *cz(p)])
-    add("passage b2", lambda p: [passage(p)], batch_size=2)
-    add("cz wh", lambda p: [passage(p), *cz(p, wh=True)])
-    add("cz answer-loss", lambda p: [passage(p), *cz(p, loss="answer")])
-    add("cz b4", lambda p: [passage(p), *cz(p)], batch_size=4)
-    add("cz b16", lambda p: [passage(p), *cz(p)], batch_size=16)
-    add("cz all spans", lambda p: [passage(p), *cz(p, per=99)])
-    add("cz lr 1e-3", lambda p: [passage(p), *cz(p)], learning_rate=1e-3)
-    add("cz+grounded", lambda p: [passage(p), *cz(p), *grounded(p, model)])
-    add("grounded", lambda p: [passage(p), *grounded(p, model)])
-    add("mixed title", lambda p: [passage(p), *mixed(p)])
-    add("passage lr 1e-3", lambda p: [passage(p)], learning_rate=1e-3)
-    add("cz edits only", lambda p: [*cz(p)])
-    add("cz+wh", lambda p: [passage(p), *cz(p), *cz(p, wh=True)])
-    add("cz 2 a sentence", lambda p: [passage(p), *cz(p, per=2)])
-    add("passage b2 lr 2e-4", lambda p: [passage(p)], batch_size=2, learning_rate=2e-4)
-    return v
-
-
-def main():
-    ap = argparse.ArgumentParser()
-    ap.add_argument("--data", required=True, type=Path)
-    ap.add_argument("--output", required=True, type=Path)
-    ap.add_argument("--passages", type=int, default=20)
-    ap.add_argument("--only", default="")
-    args = ap.parse_args()
-    data = json.loads(args.data.read_text())[:50][: args.passages]
-    source = resolve_model("smollm2-135m-instruct", cache_dir=None, offline=False, emit=ignore)
-    lm = TorchLM.load(source)
-    trainer = TorchAdapterTrainer(lm)
+def search(data: Path, count: int, only: str) -> None:
+    passages = list(read_passages(data, on_reject=lambda reject: None))[:count]
+    model = aios.load_model()
+    trainer = load_trainer(aios.load_config(), model)
     selection, report = [], []
-    for p in data:
-        for i, q in enumerate(p["questions"]):
-            r = ScoreRequest(TEMPLATE.format(q=q["question"]), " " + q["answer"])
-            (selection if i % 3 == 0 else report).append(r)
-    args.output.parent.mkdir(parents=True, exist_ok=True)
-    done = {json.loads(l)["name"] for l in args.output.open()} if args.output.exists() else set()
-    def figures(model):
-        scores = model.score(report)
-        return {"loss": -sum(s.logprob for s in scores) / sum(s.tokens for s in scores),
-                "greedy": sum(s.greedy for s in scores) / len(scores)}
-    todo = variants(lm)
+    for passage in passages:
+        for number, question in enumerate(passage.questions):
+            prompt = f"Question: {question.question}\nAnswer:"
+            request = ScoreRequest(prompt, f" {question.answers[0]}")
+            (report if number % 3 else selection).append(request)
+    done = {row["name"] for row in read_results()}
     if "base" not in done:
-        row = {"name": "base", **figures(lm), "n": len(report)}
-        args.output.open("a").write(json.dumps(row) + "\n")
-        print(row, flush=True)
-    for name, (build, recipe, budget) in todo.items():
-        if name in done or args.only and args.only not in name:
+        keep({"name": "base", **loss_and_greedy(model, report)})
+    for name, (build, recipe) in variants(model).items():
+        if name in done or only not in name:
             continue
-        t = time.time()
-        examples = tuple(e for p in data for e in build(p))
-        with tempfile.TemporaryDirectory() as folder:
-            result = trainer.fit(TrainingJob(examples, recipe, 0, Path(folder) / "x", tuple(selection),
-                max_tokens=budget, evaluate_every_tokens=budget // 6))
-            model = trainer.attach(result.adapter)
-            row = {"name": name, **figures(model), "selection": result.best.validation_loss,
-                   "best_tokens": result.best.tokens, "tokens": result.tokens, "examples": len(examples),
-                   "epochs": result.curve[-1].epoch, "seconds": result.seconds, "wall": time.time() - t,
-                   "curve": [(c.tokens, c.validation_loss) for c in result.curve], "recipe": asdict(recipe)}
-            trainer.detach(model)
-        args.output.open("a").write(json.dumps(row) + "\n")
-        print({k: v for k, v in row.items() if k not in ("recipe",)}, flush=True)
+        started = time.time()
+        examples = [example for passage in passages for example in build(passage)]
+        row = try_variant(trainer, examples, recipe, selection, report)
+        keep({"name": name, **row, "wall": time.time() - started})
+
+
+def read_results(path: Path = RESULTS) -> list[dict[str, Any]]:
+    if not path.exists():
+        return []
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def keep(row: dict[str, Any]) -> None:
+    RESULTS.parent.mkdir(exist_ok=True)
+    with RESULTS.open("a", encoding="utf-8") as stream:
+        stream.write(json.dumps(row) + "\n")
+    sys.stderr.write(f"{row['name']}: loss {row['loss']:.3f}, greedy {row['greedy']:.1%}\n")
+
+
+def table(path: Path) -> str:
+    rows = read_results(path)
+    lines = [
+        "| variant | loss | against passage | greedy | best at | epochs |",
+        "|---|---|---|---|---|---|",
+    ]
+    reference = next((row["loss"] for row in rows if row["name"] == "passage"), None)
+    for row in sorted(rows, key=lambda row: -row["loss"]):
+        change = f"{row['loss'] / reference - 1:+.1%}" if reference else ""
+        best = f"{row['best_tokens']:,}" if "best_tokens" in row else ""
+        epochs = f"{row['epochs']:.1f}" if "epochs" in row else ""
+        greedy = f"{row['greedy']:.1%}"
+        lines.append(
+            f"| {row['name']} | {row['loss']:.3f} | {change} | {greedy} | {best} | {epochs} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--data", type=Path, help="passages to choose on")
+    parser.add_argument("--passages", type=int, default=20)
+    parser.add_argument("--only", default="", help="variants whose name holds this")
+    parser.add_argument(
+        "--table", type=Path, nargs="?", const=RESULTS, help="print the results so far, or a file's"
+    )
+    arguments = parser.parse_args()
+    if arguments.table:
+        sys.stdout.write(table(arguments.table))
+        return
+    if arguments.data is None:
+        parser.error("--data is needed")
+    search(arguments.data, arguments.passages, arguments.only)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

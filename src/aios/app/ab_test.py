@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import platform
+import shlex
 import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -14,37 +14,14 @@ from typing import Any
 
 import psutil
 
-from aios.app.composition import (
-    Run,
-    build_generator,
-    cache_in_use,
-    describe_strategy,
-    recipe_for,
-    started_run,
-)
-from aios.app.generate import (
-    check_input,
-    file_digest,
-    generation_fingerprint,
-    journalled_batches,
-    read_input,
-)
+from aios.app.ab_data import ABJob, prepare_ab_data, read_ab_input
+from aios.app.composition import describe_strategy, recipe_for, started_run
 from aios.app.models import load_model, load_trainer
 from aios.app.report_html import render_report
 from aios.core.config.recipes import ResolvedRecipe
 from aios.core.config.schemas import Config
-from aios.core.data.questions import attach_questions, read_questions
-from aios.core.data.rejects import Reject
-from aios.core.errors import DataError, StorageError, UsageError
-from aios.core.evaluation.ab_test import (
-    UNTRAINED,
-    ABData,
-    ABExperiment,
-    ABSettings,
-    make_questions,
-    retention_requests,
-    split_experiment,
-)
+from aios.core.errors import RunInterrupted, StorageError, UsageError
+from aios.core.evaluation.ab_test import UNTRAINED, ABData, ABExperiment, ABSettings
 from aios.core.evaluation.comparison import (
     ArmRun,
     ComparisonSettings,
@@ -54,16 +31,12 @@ from aios.core.evaluation.comparison import (
 from aios.core.evaluation.document import metrics_document
 from aios.core.evaluation.metrics import AnswerResult
 from aios.core.events import Notice, StageFinished, StageProgress, StageStarted
-from aios.core.files import atomic_write_json, atomic_write_text, read_json
+from aios.core.files import atomic_write_bytes, atomic_write_text, encode_json, parse_json
 from aios.core.protocols import Emit, LanguageModel, ShouldStop, ignore, never
 from aios.core.seal.self_edit_generator import PassageEdits
-from aios.core.training.auto_training_orchestrator import refuse_leakage
-from aios.core.types import CurvePoint, Passage, content_hash
+from aios.core.types import CurvePoint, content_hash
 from aios.storage.journal import Journal
 from aios.storage.runs import package_versions
-
-_MAX_RETENTION_BYTES = 1 << 20
-_SHOWN_EDITS = 12  # kept and dropped edits that the report shows, each
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,43 +81,39 @@ def run_ab_test(
 
     Raises:
         UsageError: Input or config cannot be used, or `output` holds another experiment.
+        BackendError: A training or an examination failed; finished arms are kept.
+        StorageError: The run cannot be written.
         RunInterrupted: `should_stop` said so; finished arms are kept.
     """
-    check_input(input)
     if resume and output is None:
         raise UsageError("--resume needs the run to go on with", "name it with --output DIR")
+    given = read_ab_input(config, input, questions)
     began = time.monotonic()
     path = output or config.paths.artifacts / "seal_experiments" / _new_name(input)
+    is_new = not (path / "run.json").exists()
     with started_run(config, "ab-test", emit, path=path, resume=resume) as run:
+        if resume and is_new:
+            run.emit(Notice(f"there is no run in {path} yet: this one is new", "warning"))
         model = model or load_model(config, emit=run.emit)
         recipe = recipe_for(config, model)
-        settings = _settings(config, recipe)
-        digests = (file_digest(input), file_digest(questions) if questions else "")
-        data, results = _prepare(config, run, model, recipe, input, questions, should_stop)
-        _claim(run, settings, digests, model)
-        experiment = ABExperiment(
-            model,
-            load_trainer(config, model),
-            data,
-            settings,
-            config.seed,
-            run.emit,
-            should_stop,
-        )
-        arms = _run_arms(run, experiment, config, resume)
-        info = _info(config, recipe, settings, data, input, model, results, began)
-        document = _compare(config, arms, info)
-        report = _write(run, document, results)
-        run.emit(Notice(document["verdict"]))
-    return report
+        job = ABJob(config, run, model, recipe, _settings(config, recipe), should_stop)
+        data, results = prepare_ab_data(job, given)
+        arms = _run_arms(job, data, resume)
+        info = {
+            **_set_up(job, data),
+            "input": str(input),
+            "command": shlex.join(map(str, run.directory.info.get("argv", []))),
+            **_generation_costs(results),
+            "wall_seconds": time.monotonic() - began,
+        }
+        return _write(job, data, results, arms, info)
 
 
 def _settings(config: Config, recipe: ResolvedRecipe) -> ABSettings:
-    budget = config.ab_test.budget_tokens or recipe.max_tokens
     return ABSettings(
         recipe=recipe.lora,
         match=config.ab_test.match,
-        budget_tokens=budget,
+        budget_tokens=config.ab_test.budget_tokens or recipe.max_tokens,
         evaluations=config.ab_test.evaluations,
         passage_copies=recipe.passage_copies,
         loss_on=recipe.loss_on,
@@ -154,148 +123,35 @@ def _settings(config: Config, recipe: ResolvedRecipe) -> ABSettings:
     )
 
 
-def _prepare(
-    config: Config,
-    run: Run,
-    model: LanguageModel,
-    recipe: ResolvedRecipe,
-    input: Path,
-    questions: Path | None,
-    should_stop: ShouldStop,
-) -> tuple[ABData, list[PassageEdits]]:
-    """Reads the passages, splits the questions, and has the self-edits made."""
-    rejects: list[Reject] = []
-    everything = tuple(read_input(config, input, model, rejects.append))
-    if rejects:
-        run.directory.add_rejects(*(asdict(reject) for reject in rejects))
-        run.emit(Notice(f"{len(rejects)} records of {input} were left out", "warning"))
-    if questions is not None:
-        everything = tuple(attach_questions(everything, read_questions(questions)))
-    arms = config.ab_test.arms
-    with_control = "passage+other-edits" in arms
-    limit = config.ab_test.max_passages
-    passages, others = split_experiment(everything, limit, with_control=with_control)
-    if with_control and len(passages) + len(others) == len(everything) and limit is None:
-        run.emit(
-            Notice(
-                f"{len(passages)} passages are learned; the self-edits of the other {len(others)} "
-                "are the control for format"
-            )
-        )
-    selection, report = make_questions(passages, _settings(config, recipe), config.seed)
-    if not selection or not report:
-        raise DataError(
-            f"{len(selection)} questions to choose checkpoints on and {len(report)} to report on "
-            "are too few",
-            "give every passage at least two questions",
-        )
-    needs_edits = any(arm.startswith("passage+") for arm in arms)
-    results = (
-        _make_edits(config, run, model, recipe, (*passages, *others), should_stop)
-        if needs_edits
-        else []
-    )
-    ours = {p.id for p in passages}
-    data = ABData(
-        passages=passages,
-        selection=selection,
-        report=report,
-        edits=tuple(e for r in results if r.passage.id in ours for e in r.kept),
-        other_edits=tuple(e for r in results if r.passage.id not in ours for e in r.kept),
-        retention=_retention(config),
-    )
-    if needs_edits and not data.edits:
-        raise DataError(
-            "no self-edit passed the quality filter, so there is nothing to compare",
-            "look at dropped.jsonl in the run directory, or choose another strategy",
-        )
-    return data, [r for r in results if r.passage.id in ours]
-
-
-def _make_edits(
-    config: Config,
-    run: Run,
-    model: LanguageModel,
-    recipe: ResolvedRecipe,
-    passages: Sequence[Passage],
-    should_stop: ShouldStop,
-) -> list[PassageEdits]:
-    began = time.monotonic()
-    results: list[PassageEdits] = []
-    with cache_in_use(config, run.emit) as cache:
-        generator = build_generator(config, model, recipe, cache=cache, emit=run.emit)
-        digest = content_hash([asdict(p) for p in passages])
-        fingerprint = generation_fingerprint(config, digest, generator)
-        run.emit(StageStarted("self-edits", len(passages), "passages"))
-        with Journal(run.directory.path / "edits.journal", fingerprint) as journal:
-            batches = journalled_batches(
-                generator, iter(passages), journal, should_stop, run.emit
-            )
-            for batch, _ in batches:
-                results += batch.passages
-                run.emit(StageProgress("self-edits", len(results)))
-    cached = sum(r.cached for r in results)
-    summary = f"{sum(len(r.kept) for r in results)} edits, {cached} of them from the cache"
-    run.emit(StageFinished("self-edits", time.monotonic() - began, summary))
-    return results
-
-
-def _retention(config: Config) -> Any:
-    path = config.training.retention_file
-    if path is None:
-        return ()
-    try:
-        with path.open("rb") as stream:
-            data = stream.read(_MAX_RETENTION_BYTES + 1)
-        if len(data) > _MAX_RETENTION_BYTES:
-            raise UsageError(f"{path} is larger than 1 MiB", "a few pages of text are enough")
-        return retention_requests(data.decode("utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(
-            f"cannot read training.retention_file {path}: {error}", "name a UTF-8 text file"
-        ) from error
-
-
-def _claim(
-    run: Run, settings: ABSettings, digests: tuple[str, str], model: LanguageModel
-) -> None:
-    """Notes what the run is about, and refuses to go on with something else."""
-    mine = content_hash(asdict(settings), digests, model.digest, run.directory.seed)
-    state = run.directory.read_state()
-    if state is not None and state.get("fingerprint") != mine:
-        raise UsageError(
-            f"{run.directory.path} holds an experiment with other data or settings",
-            "choose another --output, or the settings of before",
-        )
-    run.directory.commit_state({"fingerprint": mine})
-
-
-def _run_arms(
-    run: Run, experiment: ABExperiment, config: Config, resume: bool
-) -> dict[str, list[ArmRun]]:
+def _run_arms(job: ABJob, data: ABData, resume: bool) -> dict[str, list[ArmRun]]:
     """Runs every arm with every seed, one seed of all arms after the other; skips what is done."""
-    arms: dict[str, list[ArmRun]] = {arm: [] for arm in config.ab_test.arms}
-    planned = list(_plan(config))
-    folder = run.directory.path / "arms"
-    folder.mkdir(exist_ok=True)
-    run.emit(StageStarted("arms", len(planned), "trainings"))
-    refuse_leakage(
-        experiment.examples("passage+edits"),
-        [probe.question for probe in (*experiment.data.selection, *experiment.data.report)],
-        config.data.near_duplicate_threshold,
+    config, run = job.config, job.run
+    trainer = load_trainer(config, job.model)
+    experiment = ABExperiment(
+        job.model, trainer, data, job.settings, config.seed, run.emit, job.should_stop
     )
+    arms: dict[str, list[ArmRun]] = {arm: [] for arm in config.ab_test.arms}
+    for arm in arms:
+        if arm not in UNTRAINED:
+            job.refuse_leakage(experiment.examples(arm), (*data.selection, *data.report))
+    planned = list(_plan(config))
     began = time.monotonic()
-    for done, (arm, number) in enumerate(planned):
-        record = folder / f"{arm}.{number}.json"
-        if record.exists():
-            arms[arm].append(_read_arm(record))
-            continue
-        checkpoints = run.directory.checkpoints / f"{arm}.{number}"
-        result = experiment.run_arm(arm, number, checkpoints, resume=resume)
-        atomic_write_json(record, asdict(result), indent=None)
-        shutil.rmtree(checkpoints, ignore_errors=True)
-        arms[arm].append(result)
-        run.emit(StageProgress("arms", done + 1, f"{arm}, seed {number}"))
+    run.emit(StageStarted("arms", len(planned), "arms and seeds"))
+    with Journal(run.directory.path / "arms.journal", _fingerprint(job, data)) as journal:
+        for done, (arm, number) in enumerate(planned, start=1):
+            key = f"{arm}.{number}"
+            checkpoints = run.directory.checkpoints / key
+            record = journal.get(key)
+            if record is not None:
+                arms[arm].append(_decode_arm(record, journal.path))
+            elif job.should_stop():
+                raise RunInterrupted("stopped on request; finished arms are kept")
+            else:
+                result = experiment.run_arm(arm, number, checkpoints, resume=resume)
+                journal.append(key, asdict(result))
+                arms[arm].append(result)
+            shutil.rmtree(checkpoints, ignore_errors=True)
+            run.emit(StageProgress("arms", done, f"{arm}, seed {number}"))
     run.emit(StageFinished("arms", time.monotonic() - began))
     return arms
 
@@ -307,76 +163,105 @@ def _plan(config: Config) -> Iterator[tuple[str, int]]:
                 yield arm, number
 
 
-def _read_arm(path: Path) -> ArmRun:
-    record = read_json(path)
-    try:
-        record["curve"] = tuple(CurvePoint(**point) for point in record["curve"])
-        record["results"] = tuple(
-            AnswerResult(**{**r, "answers": tuple(r["answers"])}) for r in record["results"]
-        )
-        return ArmRun(**record)
-    except (KeyError, TypeError) as error:
-        raise StorageError(f"{path} is damaged: {error}", "delete it to run this arm again") from error
-
-
-def _compare(
-    config: Config, arms: Mapping[str, Sequence[ArmRun]], info: Mapping[str, Any]
-) -> dict[str, Any]:
-    settings = ComparisonSettings(config.evaluation.bootstrap_samples, config.seed)
-    comparisons = compare(arms, available_pairs(arms), settings)
-    return metrics_document(arms, comparisons, info=info)
-
-
-def _info(
-    config: Config,
-    recipe: ResolvedRecipe,
-    settings: ABSettings,
-    data: ABData,
-    input: Path,
-    model: LanguageModel,
-    results: Sequence[PassageEdits],
-    began: float,
-) -> dict[str, Any]:
+def _fingerprint(job: ABJob, data: ABData) -> dict[str, object]:
+    """Everything that determines an arm's numbers, by names for people."""
+    settings = asdict(job.settings)
+    recipe = settings.pop("recipe")
     return {
-        "model": model.name,
-        "model_digest": model.digest,
-        "recipe": asdict(settings.recipe),
-        "recipe_source": f"{recipe.name}: {recipe.measured}",
-        "strategy": recipe.strategy,
-        "strategy_source": describe_strategy(recipe),
-        "match": settings.match,
-        "seed": config.seed,
-        "input": str(input),
-        "passages": len(data.passages),
-        "selection_questions": len(data.selection),
-        "report_questions": len(data.report),
-        "edits_kept": sum(len(r.kept) for r in results),
-        "items_kept": sum(len(e.items) for r in results for e in r.kept),
-        "items_dropped": sum(len(r.drops) for r in results),
-        "edits_from_cache": sum(r.cached for r in results),
-        "generation_seconds": sum(r.seconds for r in results),
-        "versions": package_versions(),
-        "hardware": f"{psutil.cpu_count()} CPU cores, {platform.machine()}, {platform.system()}",
-        "wall_seconds": time.monotonic() - began,
+        "model": job.model.digest,
+        "seed": job.config.seed,
+        **{f"training.{name}": value for name, value in recipe.items()},
+        **{name.replace("_", " "): value for name, value in settings.items()},
+        "passages": content_hash([(p.id, p.title, p.text) for p in data.passages]),
+        "questions": content_hash([asdict(p) for p in (*data.selection, *data.report)]),
+        "self-edits": content_hash([edit.id for edit in data.edits]),
+        "other self-edits": content_hash([edit.id for edit in data.other_edits]),
+        "retention": content_hash([asdict(request) for request in data.retention]),
     }
 
 
-def _write(run: Run, document: dict[str, Any], results: Sequence[PassageEdits]) -> ABReport:
-    folder = run.directory.path
-    kept = [edit for r in results for edit in r.kept]
-    drops = [drop for r in results for drop in r.drops]
-    titles = {r.passage.id: r.passage for r in results}
+def _decode_arm(record: dict[str, Any], path: Path) -> ArmRun:
+    try:
+        curve = tuple(CurvePoint(**point) for point in record["curve"])
+        results = tuple(
+            AnswerResult(**{**result, "answers": tuple(result["answers"])})
+            for result in record["results"]
+        )
+        return ArmRun(**{**record, "curve": curve, "results": results})
+    except (KeyError, TypeError) as error:
+        raise StorageError(
+            f"{path} holds a record of another form: {error}", "start a new run"
+        ) from error
+
+
+def _set_up(job: ABJob, data: ABData) -> dict[str, Any]:
+    """What the numbers follow from, and where they were made."""
+    recipe = job.recipe
+    return {
+        "model": job.model.name,
+        "model_digest": job.model.digest,
+        "recipe": asdict(job.settings.recipe),
+        "recipe_source": f"{recipe.name}: {recipe.measured}",
+        "strategy": recipe.strategy,
+        "strategy_source": describe_strategy(recipe),
+        "match": job.settings.match,
+        "seed": job.config.seed,
+        "passages": len(data.passages),
+        "selection_questions": len(data.selection),
+        "report_questions": len(data.report),
+        "versions": package_versions(),
+        "hardware": f"{psutil.cpu_count()} CPU cores, {platform.machine()}, {platform.system()}",
+    }
+
+
+def _generation_costs(results: Sequence[PassageEdits]) -> dict[str, Any]:
+    return {
+        "edits_kept": sum(len(r.kept) for r in results),
+        "items_kept": sum(len(edit.items) for r in results for edit in r.kept),
+        "items_dropped": sum(len(r.drops) for r in results),
+        "edits_from_cache": sum(r.cached for r in results),
+        "generation_seconds": sum(r.seconds for r in results),
+    }
+
+
+def _write(
+    job: ABJob,
+    data: ABData,
+    results: Sequence[PassageEdits],
+    arms: Mapping[str, Sequence[ArmRun]],
+    info: Mapping[str, Any],
+) -> ABReport:
+    """Compares the arms, and saves the numbers and the page."""
+    config, folder = job.config, job.run.directory.path
+    settings = ComparisonSettings(config.evaluation.bootstrap_samples, config.seed)
+    document = metrics_document(arms, compare(arms, available_pairs(arms), settings), info=info)
     html = render_report(
         document,
         title="Self-edits: A/B report",
-        edits_kept=kept,
-        edits_dropped=drops,
-        run_info={"run": run.directory.id, "passages": len(titles)},
+        edits_kept=data.edits,
+        edits_dropped=[drop for result in results for drop in result.drops],
+        run_info=_for_people(info),
+        log_link=job.run.directory.events_file.name,
+        passages=data.passages,
     )
     metrics, page = folder / "metrics.json", folder / "report.html"
-    atomic_write_json(metrics, document)
+    numbers = encode_json(document, indent=2) + b"\n"
+    atomic_write_bytes(metrics, numbers)
     atomic_write_text(page, html)
-    return ABReport(folder, page, metrics, json.loads(metrics.read_text(encoding="utf-8")))
+    return ABReport(folder, page, metrics, parse_json(numbers))
+
+
+def _for_people(info: Mapping[str, Any]) -> dict[str, Any]:
+    """The set-up as the report shows it: times in seconds, digests cut, no empty lines."""
+    shown: dict[str, Any] = {}
+    for name, value in info.items():
+        if name.endswith("_seconds"):
+            shown[name.removesuffix("_seconds") + "_time"] = f"{value:,.1f} s"
+        elif name.endswith("_digest"):
+            shown[name] = value[:12]
+        elif value not in ("", None):
+            shown[name] = value
+    return shown
 
 
 def _new_name(input: Path) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 
@@ -29,11 +30,18 @@ def load_config(*overrides: str, config_file: Path | str | None = None) -> Confi
     return loaded.config
 
 
-def load_model(name: str = "smollm2-135m-instruct", *, offline: bool = False) -> LanguageModel:
-    """A base model by name: a listed one, a folder, a GGUF file, or a hub id.
+def load_model(name: str | None = None, *, offline: bool = False) -> LanguageModel:
+    """A base model, ready to write and score.
+
+    Args:
+        name: A listed model, a folder, a GGUF file, or a hub id; the config's by default.
+        offline: Never touch the network.
 
     Raises:
+        ConfigError: The name is empty, or a key of the user's config is wrong.
         ModelError: It is not known, missing or broken.
     """
-    config = load_config(f"model.name={name}", f"model.offline={str(offline).lower()}")
-    return models.load_model(config)
+    overrides = [f"model.name={json.dumps(name)}"] if name is not None else []  # always a text
+    if offline:
+        overrides.append("model.offline=true")
+    return models.load_model(load_config(*overrides))

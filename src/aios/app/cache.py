@@ -8,6 +8,7 @@ from tempfile import TemporaryDirectory
 from aios.app.composition import open_cache
 from aios.app.generate import GenerateReport, generate_edits
 from aios.core.config.schemas import Config
+from aios.core.errors import UsageError
 from aios.core.protocols import Emit, ShouldStop, ignore, never
 
 __all__ = ["open_cache", "warm_cache"]
@@ -21,6 +22,8 @@ def warm_cache(
     Raises:
         UsageError: The cache is switched off, or the input cannot be used.
     """
+    if not config.seal.enable_cache:
+        raise UsageError("the cache is switched off", "set seal.enable_cache: true to fill it")
     with TemporaryDirectory() as folder:
         return generate_edits(
             config,

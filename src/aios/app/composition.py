@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from aios.core.config.loader import dump
 from aios.core.config.recipes import ResolvedRecipe, resolve_recipe
 from aios.core.config.schemas import Config
-from aios.core.errors import AIOSError, RunInterrupted
+from aios.core.errors import AIOSError, RunInterrupted, StorageError, UsageError
 from aios.core.events import Notice, RunFinished, RunStarted
 from aios.core.protocols import Emit, LanguageModel, ignore
 from aios.core.seal.cache import SelfEditCache
@@ -42,10 +42,14 @@ def started_run(
         display: Shows events; a broken display is dropped, a broken record stops the run.
         path: The directory; without it a new one below ``<artifacts>/runs``.
         resume: Go on with the run at `path` if there is one.
+
+    Raises:
+        UsageError: `path` exists and is not to be resumed, or holds a run of another kind.
+        StorageError: The directory or the record of events cannot be written.
     """
-    resumed = bool(resume and path is not None and (path / "run.json").exists())
+    resumed = path is not None and resume and (path / "run.json").exists()
     if resumed and path is not None:
-        directory = RunDirectory.open(path)
+        directory = _reopened(path, kind)
     else:
         root = path.parent if path is not None else config.paths.artifacts / "runs"
         directory = RunDirectory.create(
@@ -58,19 +62,33 @@ def started_run(
     with directory:
         emit = fan_out(directory.emit, display)
         began = time.monotonic()
-        status, summary = "failed", ""
+
+        def end(status: str, summary: str = "") -> None:
+            emit(RunFinished(directory.id, status, time.monotonic() - began, summary))
+
         emit(RunStarted(directory.id, kind, resumed))
         try:
             yield Run(directory, emit)
-            status = "done"
-        except (RunInterrupted, KeyboardInterrupt) as stop:
-            status, summary = "interrupted", str(stop)
+        except BaseException as error:
+            stopped = isinstance(error, (RunInterrupted, KeyboardInterrupt))
+            with suppress(StorageError):  # on a full disk, the error itself is what counts
+                end("interrupted" if stopped else "failed", _in_a_line(error))
             raise
-        except AIOSError as error:
-            summary = error.message
-            raise
-        finally:
-            emit(RunFinished(directory.id, status, time.monotonic() - began, summary))
+        end("done")
+
+
+def _in_a_line(error: BaseException) -> str:
+    return error.message if isinstance(error, AIOSError) else type(error).__name__
+
+
+def _reopened(path: Path, kind: str) -> RunDirectory:
+    directory = RunDirectory.open(path)
+    if directory.kind != kind:
+        directory.close()
+        raise UsageError(
+            f"{path} is a run of {directory.kind}, not of {kind}", "check the path of the run"
+        )
+    return directory
 
 
 def build_generator(

@@ -2,39 +2,37 @@
 
 from __future__ import annotations
 
-import hashlib
+import re
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from itertools import islice
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from aios.app.composition import (
+    Run,
     build_generator,
     cache_in_use,
     describe_strategy,
+    open_cache,
     recipe_for,
     started_run,
 )
+from aios.app.edit_journal import file_digest, generation_fingerprint, journalled_batches
 from aios.app.models import load_model
+from aios.core.config.recipes import ResolvedRecipe
 from aios.core.config.schemas import Config
-from aios.core.data.edit_rows import from_row, to_row
 from aios.core.data.readers import read_passages
 from aios.core.data.rejects import Reject
-from aios.core.data.writers import open_writer, write_rejects
-from aios.core.errors import RunInterrupted, StorageError, UsageError
-from aios.core.events import Notice, StageFinished, StageProgress, StageStarted
-from aios.core.files import append_jsonl
+from aios.core.data.writers import EditWriter, open_writer, write_rejects
+from aios.core.errors import UsageError
+from aios.core.events import StageFinished, StageProgress, StageStarted
+from aios.core.files import append_jsonl, guarded
 from aios.core.protocols import Emit, LanguageModel, ShouldStop, ignore, never
-from aios.core.seal.self_edit_generator import (
-    EditBatch,
-    PassageEdits,
-    SelfEditGenerator,
-    batched,
-)
-from aios.core.types import Drop, Failure, Passage
+from aios.core.seal.self_edit_generator import EditBatch, PassageEdits
+from aios.core.types import Failure, Passage
 from aios.storage.journal import Journal
 
 Resume = Literal["never", "always", "if-possible"]
@@ -128,6 +126,31 @@ class _Tally:
             self.generated += result.generated
             self.tokens += result.tokens
 
+    def report(
+        self,
+        output: Path,
+        seconds: float,
+        rejected: int,
+        rejects_path: Path | None,
+        recipe: ResolvedRecipe,
+    ) -> GenerateReport:
+        return GenerateReport(
+            output=output,
+            passages=self.passages,
+            edits=self.edits,
+            dropped=dict(self.dropped.most_common()),
+            rejected=rejected,
+            failures=tuple(self.failures),
+            cached=self.cached,
+            generated=self.generated,
+            tokens=self.tokens,
+            seconds=seconds,
+            reused=self.reused,
+            rejects_path=rejects_path,
+            strategy=recipe.strategy,
+            strategy_source=describe_strategy(recipe),
+        )
+
 
 def generate_edits(
     config: Config,
@@ -157,75 +180,72 @@ def generate_edits(
 
     Raises:
         UsageError: Input, output or config cannot be used, or the journal is of other work.
+        StorageError: The output, the journal or the run's record cannot be written; what was
+            finished before is kept.
         RunInterrupted: `should_stop` said so; finished work is kept.
     """
     began = time.monotonic()
     writer = open_writer(output, output_format)
+    _check_output(input, output)
     journal_path = output.with_name(f".{output.name}.journal")
     if resume == "always" and not journal_path.exists():
         raise UsageError(
             f"there is no interrupted run for {output}", "use --resume if-possible or never"
         )
-    check_input(input)
-    with started_run(config, "generate", emit) as run:
+    total = check_input(input)
+    rejects: list[Reject] = []
+    with started_run(config, "generate", emit) as run, cache_in_use(config, run.emit) as cache:
         model = model or load_model(config, emit=run.emit)
         recipe = recipe_for(config, model)
-        rejects: list[Reject] = []
-        with cache_in_use(config, run.emit) as cache:
-            generator = build_generator(config, model, recipe, cache=cache, emit=run.emit)
+        generator = build_generator(config, model, recipe, cache=cache, emit=run.emit)
+        fingerprint = generation_fingerprint(config, file_digest(input), generator)
+        with Journal(journal_path, fingerprint, start_over=resume == "never") as journal:
+            _remove_torn(output)
             passages = read_input(config, input, model, rejects.append)
-            journal = Journal(
-                journal_path, generation_fingerprint(config, file_digest(input), generator), start_over=resume == "never"
-            )
-            with journal, writer as out:
-                tally = _Tally()
-                run.emit(StageStarted("generate", unit="passages"))
-                for batch, reused in journalled_batches(generator, passages, journal, should_stop, run.emit):
-                    for result in batch.passages:
-                        tally.add(result, reused=reused)
-                        for edit in result.kept:
-                            out.write(edit, result.passage)
-                        append_jsonl(
-                            run.directory.path / "dropped.jsonl",
-                            [asdict(drop) for drop in result.drops],
-                            sync=False,
-                        )
-                    run.emit(StageProgress("generate", tally.passages, f"{tally.edits} edits"))
-            _forget(journal_path)
-        rejects_path = _list_rejects(output, rejects)
+            batches = journalled_batches(generator, passages, journal, should_stop, run.emit)
+            run.emit(StageStarted("generate", total, "passages"))
+            with writer as out:
+                tally = _write_edits(run, batches, out)
+            rejects_path = _list_rejects(output, rejects)
+            journal.discard()
         seconds = time.monotonic() - began
         run.emit(StageFinished("generate", seconds, f"{tally.edits} edits"))
-    return GenerateReport(
-        output=output,
-        passages=tally.passages,
-        edits=tally.edits,
-        dropped=dict(tally.dropped.most_common()),
-        rejected=len(rejects),
-        failures=tuple(tally.failures),
-        cached=tally.cached,
-        generated=tally.generated,
-        tokens=tally.tokens,
-        seconds=seconds,
-        reused=tally.reused,
-        rejects_path=rejects_path,
-        strategy=recipe.strategy,
-        strategy_source=describe_strategy(recipe),
-    )
+    return tally.report(output, seconds, len(rejects), rejects_path, recipe)
+
+
+def _write_edits(run: Run, batches: Iterator[tuple[EditBatch, bool]], out: EditWriter) -> _Tally:
+    """Writes the edits of all batches, and lists what was dropped in the run directory."""
+    tally = _Tally()
+    dropped = run.directory.path / "dropped.jsonl"
+    for batch, reused in batches:
+        for result in batch.passages:
+            tally.add(result, reused=reused)
+            for edit in result.kept:
+                out.write(edit, result.passage)
+        drops = [asdict(drop) for result in batch.passages for drop in result.drops]
+        append_jsonl(dropped, drops, sync=False)
+        run.emit(StageProgress("generate", tally.passages, f"{tally.edits} edits"))
+    return tally
 
 
 def plan_generation(config: Config, input: Path) -> GeneratePlan:
-    """Counts what a generation would do; writes nothing."""
+    """Counts what a generation would do; writes nothing.
+
+    Raises:
+        UsageError: Input or config cannot be used.
+    """
     check_input(input)
     model = load_model(config)
     recipe = recipe_for(config, model)
     rejects: list[Reject] = []
     passages = cached = prompt_tokens = 0
-    with cache_in_use(config) as cache:
-        generator = build_generator(config, model, recipe, cache=cache)
-        for passage in read_input(config, input, model, rejects.append):
-            passages += 1
-            cached += generator.count_cached(passage)
-            prompt_tokens += generator.count_prompt_tokens(passage)
+    # Not closed, so that looking into the cache does not count as using it.
+    cache = open_cache(config) if config.seal.enable_cache else None
+    generator = build_generator(config, model, recipe, cache=cache)
+    for passage in read_input(config, input, model, rejects.append):
+        passages += 1
+        cached += generator.count_cached(passage)
+        prompt_tokens += generator.count_prompt_tokens(passage)
     candidates = passages * generator.num_edits
     return GeneratePlan(
         passages=passages,
@@ -242,7 +262,11 @@ def plan_generation(config: Config, input: Path) -> GeneratePlan:
 def preview_edits(
     config: Config, input: Path, num_samples: int, *, emit: Emit = ignore
 ) -> list[PassageEdits]:
-    """Self-edits of the first passages of a file; nothing is saved."""
+    """Self-edits of the first passages of a file; nothing is saved.
+
+    Raises:
+        UsageError: Input or config cannot be used.
+    """
     check_input(input)
     model = load_model(config, emit=emit)
     generator = build_generator(config, model, recipe_for(config, model), cache=None, emit=emit)
@@ -250,13 +274,20 @@ def preview_edits(
     return list(generator.generate(islice(passages, num_samples)))
 
 
-def check_input(path: Path) -> None:
-    """Refuses an input that cannot be read as passages before anything else is done.
+def check_input(path: Path) -> int:
+    """Reads an input once, before anything else is done; gives its passages, none split yet.
 
     Raises:
-        DataError: It is missing, a folder, empty, or of an unknown ending.
+        DataError: It is missing, a folder, empty, of an unknown ending, or holds no passage.
     """
-    next(iter(read_passages(path, on_reject=_ignore_reject)))
+    return sum(1 for _ in read_passages(path, on_reject=_ignore_reject))
+
+
+def _check_output(input: Path, output: Path) -> None:
+    if output.is_dir():
+        raise UsageError(f"{output} is a folder", "name a file for the self-edits")
+    if output.exists() and input.exists() and output.samefile(input):
+        raise UsageError(f"{output} is the input itself", "name another output")
 
 
 def read_input(
@@ -275,98 +306,20 @@ def _ignore_reject(reject: Reject) -> None:
     """Rejects are listed by the run that uses the passages, not by a look ahead."""
 
 
-def journalled_batches(
-    generator: SelfEditGenerator,
-    passages: Iterator[Passage],
-    journal: Journal,
-    should_stop: ShouldStop,
-    emit: Emit,
-) -> Iterator[tuple[EditBatch, bool]]:
-    """Batches in order, from the journal where it has them.
-
-    A batch is journalled before it is cached: so a batch that must be made again after a kill
-    meets the same cache as the first time, and comes out the same.
-    """
-    if len(journal):
-        emit(Notice(f"resuming: {len(journal)} batches are already done"))
-    for number, group in enumerate(batched(passages, generator.batch_size)):
-        key = f"{number}:{group[0].id}"
-        done = journal.get(key)
-        if done is not None:
-            yield EditBatch(tuple(_decode(p, r) for p, r in zip(group, done, strict=True))), True
-            continue
-        if should_stop():
-            raise RunInterrupted("stopped on request; finished batches are kept")
-        batch = generator.generate_batch(group)
-        journal.append(key, [_encode(result) for result in batch.passages])
-        generator.remember(batch)
-        yield batch, False
-
-
-def _encode(result: PassageEdits) -> dict[str, object]:
-    return {
-        "kept": [to_row(edit) for edit in result.kept],
-        "drops": [asdict(drop) for drop in result.drops],
-        "failure": None if result.failure is None else asdict(result.failure),
-    }
-
-
-def _decode(passage: Passage, record: dict[str, Any]) -> PassageEdits:
-    try:
-        failure = record["failure"]
-        return PassageEdits(
-            passage,
-            kept=tuple(from_row(row) for row in record["kept"]),
-            drops=tuple(Drop(**drop) for drop in record["drops"]),
-            failure=None if failure is None else Failure(**failure),
-        )
-    except (KeyError, TypeError, ValueError) as error:
-        raise StorageError(
-            f"the journal's record of passage {passage.id} is of another form: {error}",
-            "start over with --resume never",
-        ) from error
-
-
-def generation_fingerprint(
-    config: Config, input_digest: str, generator: SelfEditGenerator
-) -> dict[str, object]:
-    """Everything that determines the self-edits of an input, by names for people."""
-    return {
-        "input": input_digest,
-        "model": generator.model.digest,
-        "adapter": generator.model.adapter_digest,
-        "strategy": generator.strategy.name,
-        "parser": generator.strategy.parser_version,
-        "edits per passage": generator.num_edits,
-        "sampling": asdict(generator.sampling),
-        "filter": asdict(generator.filter_settings),
-        "batch size": generator.batch_size,
-        "passage tokens": config.data.max_passage_tokens,
-        "prompts": "" if not config.seal.prompts_file else file_digest(config.seal.prompts_file),
-        "domain": config.seal.domain,
-        "seed": config.seed,
-    }
-
-
-def file_digest(path: Path) -> str:
-    """SHA-256 of a file's bytes."""
-    digest = hashlib.sha256()
-    with path.open("rb") as stream:
-        while block := stream.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
-
-
-def _forget(journal_path: Path) -> None:
-    journal_path.unlink(missing_ok=True)
-    journal_path.with_name(f".{journal_path.name}.lock").unlink(missing_ok=True)
+def _remove_torn(output: Path) -> None:
+    """Removes what a killed run left of this output; whoever holds the journal is the only one."""
+    torn = re.compile(rf"\.{re.escape(output.name[:128])}\.[0-9a-f]{{16}}\.tmp")
+    with guarded("list", output.parent):
+        for path in output.parent.iterdir():
+            if torn.fullmatch(path.name):
+                path.unlink(missing_ok=True)
 
 
 def _list_rejects(output: Path, rejects: list[Reject]) -> Path | None:
     path = output.with_name(f"{output.stem}.rejects.jsonl")
-    if not rejects:
+    if rejects:
+        write_rejects(path, rejects)
+        return path
+    with guarded("remove", path):
         path.unlink(missing_ok=True)
-        return None
-    write_rejects(path, rejects)
-    return path
-
+    return None

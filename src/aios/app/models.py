@@ -23,6 +23,7 @@ from aios.backends.scripted import SCRIPTED_NAME, ScriptedModel
 from aios.core.config.recipes import recipe_name
 from aios.core.config.schemas import Config
 from aios.core.errors import ModelError
+from aios.core.events import Notice
 from aios.core.protocols import AdapterTrainer, Emit, LanguageModel, ignore
 
 _TRUE = {"1", "true", "yes", "on"}
@@ -134,6 +135,7 @@ def load_model(config: Config, *, emit: Emit = ignore) -> LanguageModel:
     source = load_source(config, emit)
     from aios.backends.torch_lm import TorchLM
 
+    emit(Notice(f"base model {source.name}, from {source.path}"))
     settings = config.model
     return TorchLM.load(
         source, device=settings.device, dtype=settings.dtype, threads=settings.threads

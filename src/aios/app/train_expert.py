@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -19,33 +18,36 @@ from aios.app.composition import (
     recipe_for,
     started_run,
 )
-from aios.app.generate import (
-    check_input,
-    file_digest,
-    generation_fingerprint,
-    journalled_batches,
-)
+from aios.app.edit_journal import file_digest, generation_fingerprint, journalled_edits
+from aios.app.generate import check_input
 from aios.app.model_card import render_model_card
 from aios.app.models import load_model, load_trainer
 from aios.core.config.feature_flags import is_enabled
 from aios.core.config.recipes import ResolvedRecipe
 from aios.core.config.schemas import Config
 from aios.core.errors import ExpertExistsError, UsageError
-from aios.core.events import Notice, StageFinished, StageProgress, StageStarted
-from aios.core.files import atomic_write_bytes, atomic_write_json, atomic_write_text, read_bytes
+from aios.core.events import Notice
+from aios.core.files import (
+    atomic_write_bytes,
+    atomic_write_json,
+    atomic_write_text,
+    encode_json,
+    guarded,
+    read_bytes,
+)
 from aios.core.folders import atomic_folder
 from aios.core.protocols import Emit, LanguageModel, ShouldStop, ignore, never
-from aios.core.seal.cache import SelfEditCache
 from aios.core.seal.self_edit_generator import PassageEdits
 from aios.core.training.auto_training_orchestrator import AutoTrainingOrchestrator, TrainingData
 from aios.core.training.expert_trainer import TrainedExpert
 from aios.core.training.expert_trainer import train_expert as fit_expert
 from aios.core.types import Expert, Passage, TrainingResult
 from aios.storage.experts import FileExpertStore
-from aios.storage.journal import Journal
 
 _ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors", "training.json")
-_MAX_ADAPTER_BYTES = 8 << 30
+_EXAMPLES_FILE = "augmented.jsonl"
+_STATS_FILE = "dataset_stats.json"
+_MAX_FILE_BYTES = 8 << 30
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,46 +107,68 @@ def train_expert(
     Raises:
         ExpertExistsError: The id is taken, or an interrupted training of it is there.
         UsageError: Input or config cannot be used; nothing was started.
+        StorageError: The run or the expert cannot be written.
         RunInterrupted: `should_stop` said so; the training can be resumed.
     """
     store = FileExpertStore(config.paths.artifacts / "experts", config.model.name)
     path = _run_path(config, store, expert_id, overwrite=overwrite, resume=resume)
     check_input(dataset)
-    use_self_edits = use_self_edits and is_enabled("enable_seal_self_edits", config.features)
-    if overwrite:
+    use_self_edits = (
+        use_self_edits
+        and config.seal.enabled
+        and is_enabled("enable_seal_self_edits", config.features)
+    )
+    if not resume:
         _set_aside(path)
+    card = Expert(expert_id, name or expert_id, description, category, tuple(goals))
     with started_run(config, "train-expert", emit, path=path, resume=resume) as run:
         model = model or load_model(config, emit=run.emit)
         recipe = recipe_for(config, model)
-        with cache_in_use(config, run.emit) as cache:
-            data = _prepare(
-                config, run, model, recipe, dataset, cache, use_self_edits, should_stop
-            )
-        _save_data(run, data, use_self_edits)
-        trained = fit_expert(
-            data,
-            trainer=load_trainer(config, model),
-            recipe=recipe,
-            seed=config.seed,
-            output_dir=run.directory.checkpoints / expert_id,
-            use_self_edits=use_self_edits,
-            resume=resume,
-            emit=run.emit,
-            should_stop=should_stop,
-        )
-        atomic_write_json(run.directory.path / "dataset_stats.json", trained.dataset_stats)
-        expert = _expert(
-            store, expert_id, name, description, category, goals, dataset, model, recipe, trained
-        )
-        provenance = _provenance(config, model, recipe, dataset, data, trained, use_self_edits)
-        _publish(store, expert, trained, provenance)
-        shutil.rmtree(run.directory.checkpoints / expert_id, ignore_errors=True)
-        run.directory.commit_state({"finished": True})
-        notes = _notes(data, recipe, use_self_edits)
-        for note in notes:
-            run.emit(Notice(note))
+        job = _Job(config, run, model, recipe, dataset, use_self_edits, resume, should_stop)
+        return _train(job, store, card)
+
+
+@dataclass(frozen=True, slots=True)
+class _Job:
+    """What every step of a training needs."""
+
+    config: Config
+    run: Run
+    model: LanguageModel
+    recipe: ResolvedRecipe
+    dataset: Path
+    use_self_edits: bool
+    resume: bool
+    should_stop: ShouldStop
+
+
+def _train(job: _Job, store: FileExpertStore, card: Expert) -> ExpertReport:
+    """Prepares the data, trains, and publishes the expert; the state is committed last."""
+    run = job.run
+    data = _prepare(job)
+    checkpoints = run.directory.checkpoints / card.expert_id
+    trained = fit_expert(
+        data,
+        trainer=load_trainer(job.config, job.model),
+        recipe=job.recipe,
+        seed=job.config.seed,
+        output_dir=checkpoints,
+        use_self_edits=job.use_self_edits,
+        resume=job.resume,
+        emit=run.emit,
+        should_stop=job.should_stop,
+    )
+    atomic_write_json(run.directory.path / _STATS_FILE, trained.dataset_stats)
+    expert = _as_registered(job, store, card, trained)
+    _publish(job, store, expert, data, trained)
+    run.directory.commit_state({"finished": True})
+    shutil.rmtree(checkpoints, ignore_errors=True)
+    notes = _notes(job, data)
+    for note in notes:
+        run.emit(Notice(note))
+    folder = store.folder(card.expert_id)
     return ExpertReport(
-        expert, store.folder(expert_id), path, trained.result, trained.dataset_stats, notes
+        expert, folder, run.directory.path, trained.result, trained.dataset_stats, notes
     )
 
 
@@ -156,35 +180,47 @@ def _run_path(
         raise UsageError("--overwrite and --resume exclude each other", "give one of them")
     store.folder(expert_id)  # refuses an id that is not valid
     path = config.paths.artifacts / "runs" / f"train-expert-{expert_id}"
-    interrupted = (path / "run.json").exists() and not (path / "state.json").exists()
+    unfinished = (path / "run.json").exists() and not (path / "state.json").exists()
     known = store.get(expert_id)
     if known is not None and known.is_frozen:
         raise ExpertExistsError(
             f"expert {expert_id!r} is frozen and cannot be trained", "unfreeze it first"
         )
-    if resume:
-        if not interrupted:
-            raise UsageError(
-                f"there is no interrupted training of expert {expert_id!r}",
-                "start one without --resume",
-            )
-    elif not overwrite and known is not None:
+    if resume and not unfinished:
+        raise UsageError(
+            f"there is no interrupted training of expert {expert_id!r}",
+            "start one without --resume",
+        )
+    if resume or overwrite:
+        return path
+    if known is not None:
         raise ExpertExistsError(
             f"expert {expert_id!r} exists already", "choose another id, or give --overwrite"
         )
-    elif not overwrite and interrupted:
+    if store.folder(expert_id).exists() and not unfinished:
+        raise ExpertExistsError(
+            f"{store.folder(expert_id)} is there, but not in the registry",
+            "move it away, choose another id, or give --overwrite",
+        )
+    if unfinished and _has_work(path):
         raise ExpertExistsError(
             f"a training of expert {expert_id!r} was interrupted",
             "go on with --resume, or start over with --overwrite",
         )
-    elif path.exists() and not overwrite:  # the expert is gone, its last run is kept
-        _set_aside(path)
     return path
+
+
+def _has_work(path: Path) -> bool:
+    """Whether a run has finished anything that would be lost; one that was refused has not."""
+    checkpoints = path / "checkpoints"
+    return (path / "edits.journal").exists() or any(checkpoints.glob("*"))
 
 
 def _set_aside(path: Path) -> None:
     """Keeps an earlier run of the same expert under a name with its time."""
-    if path.exists():
+    if not path.exists():
+        return
+    with guarded("move aside", path):
         stamp = time.strftime("%Y%m%d-%H%M%S", time.gmtime(path.stat().st_mtime))
         target, number = path.with_name(f"{path.name}.{stamp}"), 1
         while target.exists():
@@ -192,70 +228,39 @@ def _set_aside(path: Path) -> None:
         path.rename(target)
 
 
-def _prepare(
-    config: Config,
-    run: Run,
-    model: LanguageModel,
-    recipe: ResolvedRecipe,
-    dataset: Path,
-    cache: SelfEditCache | None,
-    use_self_edits: bool,
-    should_stop: ShouldStop,
-) -> TrainingData:
-    """Reads the data and has self-edits written, journalled in the run directory."""
-    generator = build_generator(config, model, recipe, cache=cache, emit=run.emit)
+def _prepare(job: _Job) -> TrainingData:
+    """Reads the data, has self-edits written, and keeps both in the run directory."""
+    config, run = job.config, job.run
+    with cache_in_use(config, run.emit) as cache:
+        generator = build_generator(config, job.model, job.recipe, cache=cache, emit=run.emit)
 
-    def generate(passages: Sequence[Passage]) -> Iterator[PassageEdits]:
-        fingerprint = generation_fingerprint(config, file_digest(dataset), generator)
-        began, done, kept = time.monotonic(), 0, 0
-        run.emit(StageStarted("self-edits", len(passages), "passages"))
-        with Journal(run.directory.path / "edits.journal", fingerprint) as journal:
-            batches = journalled_batches(
-                generator, iter(passages), journal, should_stop, run.emit
-            )
-            for batch, _ in batches:
-                yield from batch.passages
-                done += len(batch.passages)
-                kept += sum(len(result.kept) for result in batch.passages)
-                run.emit(StageProgress("self-edits", done, f"{kept} edits"))
-        run.emit(StageFinished("self-edits", time.monotonic() - began, f"{kept} edits"))
+        def generate(passages: Sequence[Passage]) -> list[PassageEdits]:
+            fingerprint = generation_fingerprint(config, file_digest(job.dataset), generator)
+            return journalled_edits(run, generator, tuple(passages), fingerprint, job.should_stop)
 
-    orchestrator = AutoTrainingOrchestrator(
-        config, model=model, generator=generator, generate=generate
-    )
-    data = orchestrator.prepare_training_data(dataset, augment_with_self_edits=use_self_edits)
+        orchestrator = AutoTrainingOrchestrator(
+            config, model=job.model, generator=generator, generate=generate
+        )
+        data = orchestrator.prepare_training_data(job.dataset, job.use_self_edits)
     if data.rejects:
         run.directory.add_rejects(*(asdict(reject) for reject in data.rejects))
-        run.emit(Notice(f"{len(data.rejects)} records of {dataset} were left out", "warning"))
+        run.emit(Notice(f"{len(data.rejects)} records of {job.dataset} were left out", "warning"))
+    examples = data.augmented if job.use_self_edits else data.original
+    _write_lines(run.directory.path / _EXAMPLES_FILE, [asdict(e) for e in examples])
+    _write_lines(run.directory.path / "dropped.jsonl", [asdict(d) for d in data.drops])
     return data
 
 
-def _save_data(run: Run, data: TrainingData, use_self_edits: bool) -> None:
-    """Keeps what is trained on, and what was dropped, for inspection."""
-    examples = data.augmented if use_self_edits else data.original
-    _write_lines(run.directory.path / "augmented.jsonl", [asdict(e) for e in examples])
-    _write_lines(run.directory.path / "dropped.jsonl", [asdict(d) for d in data.drops])
-
-
 def _write_lines(path: Path, records: Sequence[dict[str, Any]]) -> None:
-    lines = [json.dumps(record, ensure_ascii=False) for record in records]
-    atomic_write_text(path, "".join(f"{line}\n" for line in lines))
+    atomic_write_bytes(path, b"".join(encode_json(record) + b"\n" for record in records))
 
 
-def _expert(
-    store: FileExpertStore,
-    expert_id: str,
-    name: str | None,
-    description: str,
-    category: str,
-    goals: Sequence[str],
-    dataset: Path,
-    model: LanguageModel,
-    recipe: ResolvedRecipe,
-    trained: TrainedExpert,
+def _as_registered(
+    job: _Job, store: FileExpertStore, card: Expert, trained: TrainedExpert
 ) -> Expert:
+    """The expert with what its training gave; its place among other experts is kept."""
     now = datetime.now(timezone.utc).isoformat(timespec="seconds")
-    before = store.get(expert_id)
+    before = store.get(card.expert_id)
     first, best = trained.result.curve[0], trained.result.best
     metrics = {
         "validation_loss_before": first.validation_loss,
@@ -263,41 +268,33 @@ def _expert(
         "train_seconds": trained.result.seconds,
         "tokens": float(trained.result.tokens),
     }
-    return Expert(
-        expert_id=expert_id,
-        name=name or expert_id,
-        description=description,
-        category=category,
-        goals=tuple(goals),
-        created_at=before.created_at if before else now,
+    return replace(
+        card,
+        created_at=before.created_at if before and before.created_at else now,
         last_trained=now,
-        training_datasets=(str(dataset),),
+        training_datasets=(str(job.dataset),),
         performance_metrics={k: v for k, v in metrics.items() if v is not None},
-        model_architecture=model.name,
-        checkpoint_path=str(store.folder(expert_id)),
-        training_config=asdict(recipe.lora),
+        is_active=before.is_active if before else True,
+        parent_expert_id=before.parent_expert_id if before else None,
+        child_expert_ids=before.child_expert_ids if before else (),
+        model_architecture=job.model.name,
+        checkpoint_path=str(store.folder(card.expert_id)),
+        training_config=asdict(job.recipe.lora),
     )
 
 
-def _provenance(
-    config: Config,
-    model: LanguageModel,
-    recipe: ResolvedRecipe,
-    dataset: Path,
-    data: TrainingData,
-    trained: TrainedExpert,
-    use_self_edits: bool,
-) -> dict[str, object]:
+def _provenance(job: _Job, data: TrainingData, trained: TrainedExpert) -> dict[str, object]:
     """What goes into the expert's card besides the registry's fields."""
+    recipe = job.recipe
     return {
-        "base_digest": model.digest,
+        "base_digest": job.model.digest,
         "adapter_digest": trained.result.adapter.digest,
         "recipe": recipe.name,
         "recipe_source": recipe.measured,
-        "strategy": recipe.strategy if use_self_edits else None,
-        "strategy_source": describe_strategy(recipe) if use_self_edits else None,
-        "seed": config.seed,
-        "dataset_sha256": file_digest(dataset),
+        "strategy": recipe.strategy if job.use_self_edits else None,
+        "strategy_source": describe_strategy(recipe) if job.use_self_edits else None,
+        "seed": job.config.seed,
+        "dataset_sha256": file_digest(job.dataset),
         "dataset_stats": trained.dataset_stats,
         "passages": [p.id for p in data.passages],
         "edits": len(data.edits),
@@ -310,30 +307,37 @@ def _provenance(
 
 
 def _publish(
-    store: FileExpertStore, expert: Expert, trained: TrainedExpert, provenance: dict[str, object]
+    job: _Job, store: FileExpertStore, expert: Expert, data: TrainingData, trained: TrainedExpert
 ) -> None:
     """Puts the expert's folder in place, whole, then its registry entry."""
+    provenance = _provenance(job, data, trained)
     folder = store.folder(expert.expert_id)
-    folder.parent.mkdir(parents=True, exist_ok=True)
+    with guarded("make", folder.parent):
+        folder.parent.mkdir(parents=True, exist_ok=True)
+    sources = [trained.result.adapter.path / name for name in _ADAPTER_FILES]
+    sources += [job.run.directory.path / name for name in (_EXAMPLES_FILE, _STATS_FILE)]
+    sources.append(folder / "expert.json")  # keys of others in it survive
     with atomic_folder(folder) as building:
-        for name in _ADAPTER_FILES:
-            source = trained.result.adapter.path / name
+        for source in sources:
             if source.exists():
-                atomic_write_bytes(building / name, read_bytes(source, _MAX_ADAPTER_BYTES))
+                atomic_write_bytes(building / source.name, read_bytes(source, _MAX_FILE_BYTES))
         atomic_write_text(building / "README.md", render_model_card(expert, provenance))
     store.save(expert)
     store.write_card(expert.expert_id, provenance)
 
 
-def _notes(data: TrainingData, recipe: ResolvedRecipe, use_self_edits: bool) -> tuple[str, ...]:
+def _notes(job: _Job, data: TrainingData) -> tuple[str, ...]:
     notes = []
-    if use_self_edits:
-        notes.append(f"strategy {recipe.strategy} ({describe_strategy(recipe)})")
+    if job.use_self_edits:
+        notes.append(f"strategy {job.recipe.strategy} ({describe_strategy(job.recipe)})")
     if data.failures:
         notes.append(
             f"{len(data.failures)} passages have no self-edits, since generation failed; they "
             "were trained on as they are"
         )
     if data.validation.kind == "none":
-        notes.append("nothing was validated: the data has no questions and one passage only")
+        reason = "the data has no questions and too few passages to hold any back"
+        if job.config.training.validation_fraction == 0:
+            reason = "the data has no questions, and training.validation_fraction is 0"
+        notes.append(f"nothing was validated: {reason}")
     return tuple(notes)

@@ -10,29 +10,48 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import shutil
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save
+from safetensors.torch import load, save
 from torch import Tensor
 
 from aios.core.errors import ModelError, StorageError, UsageError
-from aios.core.files import atomic_write_bytes, atomic_write_json, read_bytes, read_json
+from aios.core.files import (
+    atomic_write_bytes,
+    atomic_write_json,
+    encode_json,
+    guarded,
+    read_bytes,
+    read_json,
+)
 from aios.core.folders import atomic_folder
 from aios.core.types import AdapterRef, CurvePoint, TrainingJob, content_hash
 
 ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 TRAINING_RECORD = "training.json"
+_MOMENTS = "moments.safetensors"
+_STATE = "state.json"
 _MAX_CONFIG_BYTES = 1 << 20
 _MAX_WEIGHTS_BYTES = 8 << 30
-_CONFIG_KEYS = frozenset(
-    "r lora_alpha lora_dropout target_modules task_type bias use_rslora rank_pattern "
-    "alpha_pattern base_model_name_or_path".split()
+_MAX_RANK = 4096
+_PLAIN_NAME = re.compile(r"[\w.-]+")
+_READ_KEYS = frozenset(
+    "r lora_alpha lora_dropout target_modules task_type use_rslora rank_pattern alpha_pattern "
+    "fan_in_fan_out".split()
 )
+_OTHER_FORWARD = (  # with these an adapter computes something else than W + B A
+    "use_dora use_qalora use_bdlora lora_bias modules_to_save layer_replication target_parameters "
+    "trainable_token_indices layers_to_transform layers_pattern alora_invocation_tokens "
+    "arrow_config monteclora_config velora_config kasa_config".split()
+)
+_PLAIN_STARTS = (None, True, False, "gaussian", "orthogonal", "eva")  # the others change W
 
 
 @dataclass(slots=True)
@@ -44,16 +63,21 @@ class TrainingState:
         seconds: Training time so far.
         curve: Evaluations so far.
         best: Index in `curve` of the best.
+        loss_sum: Summed loss since the last evaluation.
+        loss_tokens: Label tokens that it is over.
     """
 
     step: int = 0
     seconds: float = 0.0
+    loss_sum: float = 0.0
+    loss_tokens: int = 0
     curve: list[CurvePoint] = field(default_factory=list)
     best: int = 0
 
     def add(self, point: CurvePoint) -> None:
         """Appends an evaluation; the best is the lowest validation loss, or the last without."""
         self.curve.append(point)
+        self.loss_sum, self.loss_tokens = 0.0, 0
         loss, best = point.validation_loss, self.best_point().validation_loss
         if loss is None or best is None or loss < best:
             self.best = len(self.curve) - 1
@@ -96,38 +120,46 @@ class AdapterFolder:
         return self._checkpoints / f"step-{step:07d}"
 
     def start_over(self) -> None:
-        """Removes what an earlier training left here."""
-        shutil.rmtree(self._checkpoints, ignore_errors=True)
-        for name in (ADAPTER_CONFIG, ADAPTER_WEIGHTS, TRAINING_RECORD):
-            (self.root / name).unlink(missing_ok=True)
+        """Removes what an earlier training left here.
+
+        Raises:
+            StorageError: The folder cannot be written.
+        """
+        with guarded("empty", self.root):
+            if self._checkpoints.exists():
+                shutil.rmtree(self._checkpoints)
+            for name in (ADAPTER_CONFIG, ADAPTER_WEIGHTS, TRAINING_RECORD):
+                (self.root / name).unlink(missing_ok=True)
 
     def commit(
         self,
         state: TrainingState,
-        weights: dict[str, Tensor],
-        moments: dict[str, Tensor],
+        weights: Mapping[str, Tensor],
+        moments: Mapping[str, Tensor],
         config: dict[str, Any],
     ) -> None:
-        """Writes a checkpoint, whole or not at all, and drops those no longer needed."""
-        self._checkpoints.mkdir(parents=True, exist_ok=True)
+        """Writes a checkpoint, whole or not at all, and drops those no longer needed.
+
+        Raises:
+            StorageError: The disk is full or cannot be written.
+        """
+        with guarded("make", self._checkpoints):
+            self._checkpoints.mkdir(parents=True, exist_ok=True)
+        files = {
+            ADAPTER_WEIGHTS: _safetensors(weights),
+            _MOMENTS: _safetensors(moments),
+            ADAPTER_CONFIG: encode_json(config, indent=2),
+            _STATE: encode_json({"fingerprint": self.fingerprint, **asdict(state)}, indent=2),
+        }
         with atomic_folder(self._checkpoint(state.step)) as folder:
-            atomic_write_bytes(folder / ADAPTER_WEIGHTS, _tensors(weights))
-            atomic_write_bytes(folder / "moments.safetensors", _tensors(moments))
-            atomic_write_json(folder / ADAPTER_CONFIG, config)
-            atomic_write_json(
-                folder / "state.json",
-                {
-                    "fingerprint": self.fingerprint,
-                    "step": state.step,
-                    "seconds": state.seconds,
-                    "curve": [asdict(p) for p in state.curve],
-                    "best": state.best,
-                },
-            )
+            for name, data in files.items():
+                with guarded("write", folder / name):  # synced when the folder is published
+                    (folder / name).write_bytes(data)
         needed = {self._checkpoint(state.step), self._checkpoint(state.best_point().step)}
         for folder in self._checkpoints.glob("step-*"):
             if folder not in needed:
                 shutil.rmtree(folder, ignore_errors=True)
+                folder.with_name(f".{folder.name}.lock").unlink(missing_ok=True)
 
     def restore(self) -> tuple[TrainingState, dict[str, Tensor], dict[str, Tensor]] | None:
         """The newest checkpoint, or None where there is none.
@@ -140,20 +172,23 @@ class AdapterFolder:
         if not folders:
             return None
         folder = folders[-1]
-        record = read_json(folder / "state.json")
-        if record.get("fingerprint") != self.fingerprint:
+        record = read_json(folder / _STATE)
+        if not isinstance(record, dict) or record.pop("fingerprint", None) != self.fingerprint:
             raise UsageError(
                 f"the checkpoint in {self._checkpoints} is of a training with other data or "
                 "settings",
                 "start over with --overwrite, or resume with the settings of before",
             )
-        state = TrainingState(
-            step=record["step"],
-            seconds=record["seconds"],
-            curve=[CurvePoint(**p) for p in record["curve"]],
-            best=record["best"],
-        )
-        return state, _load(folder / ADAPTER_WEIGHTS), _load(folder / "moments.safetensors")
+        try:
+            state = TrainingState(**record)
+            state.curve = [CurvePoint(**point) for point in record["curve"]]
+            weights = _tensors(folder / ADAPTER_WEIGHTS)
+            return state, weights, _tensors(folder / _MOMENTS)
+        except (SafetensorError, TypeError, KeyError) as error:
+            raise StorageError(
+                f"the checkpoint {folder} is damaged: {error}",
+                "start over with --overwrite, or restore it from a copy",
+            ) from error
 
     def finish(self, state: TrainingState) -> AdapterRef:
         """Puts the best checkpoint's adapter and the learning curve into the folder."""
@@ -186,38 +221,89 @@ def adapter_ref(folder: Path, base_digest: str) -> AdapterRef:
     weights = folder / ADAPTER_WEIGHTS
     if not weights.is_file():
         raise ModelError(f"there is no adapter in {folder}", f"{ADAPTER_WEIGHTS} is missing")
-    with weights.open("rb") as stream:
-        digest = hashlib.file_digest(stream, "sha256") if hasattr(hashlib, "file_digest") else None
-        if digest is None:  # Python 3.10
-            digest = hashlib.sha256()
-            while block := stream.read(1 << 20):
-                digest.update(block)
-    return AdapterRef(path=folder, digest=digest.hexdigest(), base_digest=base_digest)
+    state = hashlib.sha256()
+    with guarded("read", weights), weights.open("rb") as stream:
+        while block := stream.read(1 << 20):
+            state.update(block)
+    return AdapterRef(path=folder, digest=state.hexdigest(), base_digest=base_digest)
 
 
 def read_adapter(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Reads an adapter from outside: only LoRA, only known keys, only safetensors.
+    """Reads an adapter, maybe one from outside: only LoRA, only known keys, only safetensors.
 
     Returns:
         Arguments for `peft.LoraConfig`, and the weights by PEFT's names.
 
     Raises:
-        ModelError: It is not a LoRA adapter, or is damaged.
+        ModelError: It is not a LoRA adapter of a kind that can be attached, or is damaged.
     """
     try:
         config = read_json(folder / ADAPTER_CONFIG, max_bytes=_MAX_CONFIG_BYTES)
-    except StorageError as error:
-        raise ModelError(f"cannot read the adapter in {folder}: {error.message}") from error
+        weights = _tensors(folder / ADAPTER_WEIGHTS)
+    except (StorageError, SafetensorError) as error:
+        raise ModelError(
+            f"cannot read the adapter in {folder}: {getattr(error, 'message', error)}",
+            "train it again, or restore it from a copy",
+        ) from error
+    return _checked_config(folder, config), weights
+
+
+def _checked_config(folder: Path, config: Any) -> dict[str, Any]:
+    """The keys of an adapter's configuration that we read, all of a plain kind."""
     if not isinstance(config, dict) or config.get("peft_type") != "LORA":
         raise ModelError(f"{folder} does not hold a LoRA adapter", "only LoRA is supported")
-    return {k: v for k, v in config.items() if k in _CONFIG_KEYS}, _load(folder / ADAPTER_WEIGHTS)
-
-
-def plain_config(config: Any) -> dict[str, Any]:
-    """A `peft.LoraConfig` as the JSON object that PEFT writes, sets sorted."""
-    plain: dict[str, Any] = json.loads(
-        json.dumps({**config.to_dict(), "inference_mode": True}, default=_json_value)
+    odd = [key for key in _OTHER_FORWARD if config.get(key)]
+    if config.get("bias", "none") != "none":
+        odd.append("bias")
+    if config.get("init_lora_weights") not in _PLAIN_STARTS:
+        odd.append("init_lora_weights")
+    if odd:
+        raise ModelError(
+            f"the adapter in {folder} uses {', '.join(odd)}, which is not supported",
+            "use a plain LoRA adapter",
+        )
+    read = {key: value for key, value in config.items() if key in _READ_KEYS}
+    targets = read.get("target_modules")
+    names = [targets] if isinstance(targets, str) else targets
+    ranks = {"": read.get("r"), **_mapping(read.get("rank_pattern"))}
+    scales = {"": read.get("lora_alpha"), **_mapping(read.get("alpha_pattern"))}
+    plain = (
+        isinstance(names, list)
+        and all(_is_plain(name) for name in (*names, *ranks, *scales) if name != "")
+        and all(type(r) is int and 1 <= r <= _MAX_RANK for r in ranks.values())
+        and all(type(a) in (int, float) for a in scales.values())
+        and type(read.get("lora_dropout", 0.0)) in (int, float)
     )
+    if not plain:
+        raise ModelError(
+            f"{folder / ADAPTER_CONFIG} holds ranks, scales or module names of an unknown kind",
+            "use an adapter that PEFT or AI-OS has saved",
+        )
+    return {**read, "lora_dropout": 0.0}
+
+
+def _mapping(value: object) -> Mapping[str, object]:
+    """A pattern's table; what is none becomes one that no check accepts."""
+    return value if isinstance(value, dict) else {} if value is None else {"pattern": value}
+
+
+def _is_plain(name: object) -> bool:
+    return isinstance(name, str) and _PLAIN_NAME.fullmatch(name) is not None
+
+
+def plain_config(config: Any, base_name: str) -> dict[str, Any]:
+    """A `peft.LoraConfig` as the JSON object that PEFT writes, sets sorted.
+
+    Args:
+        config: The configuration.
+        base_name: The base model's name, in place of the path that it was loaded from.
+    """
+    values = {
+        **config.to_dict(),
+        "base_model_name_or_path": base_name,
+        "inference_mode": True,
+    }
+    plain: dict[str, Any] = json.loads(json.dumps(values, default=_json_value))
     return plain
 
 
@@ -225,16 +311,17 @@ def _json_value(value: object) -> object:
     return sorted(value) if isinstance(value, (set, frozenset)) else str(value)
 
 
-def _tensors(tensors: dict[str, Tensor]) -> bytes:
+def _safetensors(tensors: Mapping[str, Tensor]) -> bytes:
     data: bytes = save({k: v.detach().cpu().contiguous() for k, v in tensors.items()})
     return data
 
 
-def _load(path: Path) -> dict[str, Tensor]:
-    try:
-        tensors: dict[str, Tensor] = load_file(path)
-    except (SafetensorError, OSError) as error:
-        raise ModelError(
-            f"{path} is damaged or missing: {error}", "train again, or restore it from a backup"
-        ) from error
+def _tensors(path: Path) -> dict[str, Tensor]:
+    """Reads a safetensors file.
+
+    Raises:
+        SafetensorError: It is damaged.
+        StorageError: It is missing or too large.
+    """
+    tensors: dict[str, Tensor] = load(read_bytes(path, _MAX_WEIGHTS_BYTES))
     return tensors

@@ -1,4 +1,4 @@
-"""Cross-entropy over a large vocabulary without ever holding all logits.
+"""Cross-entropy and log-probabilities over a large vocabulary without ever holding all logits.
 
 Logits of T tokens over a vocabulary of 50,000 are by far the largest tensor of a small model's
 step. Here they are made a chunk at a time; since the output head is frozen, the gradient by the
@@ -51,3 +51,27 @@ def summed_cross_entropy(hidden: Tensor, head: Tensor, labels: Tensor) -> Tensor
     """
     total: Tensor = _SummedCrossEntropy.apply(hidden, head, labels)
     return total
+
+
+def token_logprobs(hidden: Tensor, head: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Log-probability of each label, and whether it is the most likely token; no gradients.
+
+    Args:
+        hidden: Last hidden states, ``[T, d]``.
+        head: The output embedding, ``[V, d]``.
+        labels: The tokens, ``[T]``, each in ``[0, V)``.
+
+    Returns:
+        ``[T]`` float32 (nats) and ``[T]`` bool.
+    """
+    picked = torch.empty(len(labels), dtype=torch.float32, device=hidden.device)
+    likeliest = torch.empty(len(labels), dtype=torch.bool, device=hidden.device)
+    with torch.no_grad():
+        for start in range(0, len(labels), _CHUNK):
+            part = slice(start, start + _CHUNK)
+            targets = labels[part]
+            logits = (hidden[part] @ head.T).float()
+            chosen = logits.gather(1, targets[:, None])[:, 0]
+            picked[part] = chosen - torch.logsumexp(logits, dim=-1)
+            likeliest[part] = logits.argmax(dim=-1) == targets
+    return picked, likeliest

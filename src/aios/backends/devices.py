@@ -1,17 +1,19 @@
-"""The one place where device, dtype and threads are chosen, and memory is read."""
+"""The one place where device, dtype and threads are chosen, and memory is watched."""
 
 from __future__ import annotations
 
-import ctypes
 import os
 import resource
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 
-from aios.core.errors import UsageError
+from aios.core.errors import OutOfMemoryError, UsageError
 
+_DEVICES = ("cpu", "cuda", "mps")
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -30,8 +32,10 @@ def choose_device(wish: str = "auto") -> torch.device:
         return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
     try:
         device = torch.device(wish)
-    except RuntimeError as error:
-        raise UsageError(f"unknown device {wish!r}", "use auto, cpu, cuda, cuda:N or mps") from error
+    except RuntimeError:
+        device = torch.device("meta")
+    if device.type not in _DEVICES:
+        raise UsageError(f"unknown device {wish!r}", "use auto, cpu, cuda, cuda:N or mps")
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise UsageError(
             f"device {wish!r} is not there ({torch.cuda.device_count()} CUDA devices found)",
@@ -71,23 +75,9 @@ def _cpu_has_bf16() -> bool:
 
 
 def prepare_cpu(threads: int | None) -> None:
-    """Sets the number of threads, and glibc's allocator to keep large blocks.
-
-    Without the latter every step gives its activations back to the system and faults them in
-    again (measured: up to a fifth of a training step).
-
-    Args:
-        threads: Threads of a CPU operation; None leaves torch's choice, one per core.
-    """
+    """Sets the number of threads of a CPU operation; None leaves torch's choice, one per core."""
     if threads is not None:
         torch.set_num_threads(threads)
-    if sys.platform == "linux" and not os.environ.get("MALLOC_MMAP_MAX_"):
-        try:
-            libc = ctypes.CDLL("libc.so.6")
-            libc.mallopt(-4, 0)  # M_MMAP_MAX: no separate mappings
-            libc.mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD: do not shrink the heap
-        except (OSError, AttributeError):  # another libc: nothing to set
-            return
 
 
 def reset_peak_memory(device: torch.device) -> None:
@@ -113,3 +103,31 @@ def peak_memory_bytes(device: torch.device) -> int:
         pass
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
+
+
+@contextmanager
+def memory_errors(what: str) -> Iterator[None]:
+    """Turns torch's out-of-memory errors into ours.
+
+    Args:
+        what: What is being done, for the message, e.g. ``score``.
+
+    Raises:
+        OutOfMemoryError: The device, or the machine, has no memory left.
+    """
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise OutOfMemoryError(
+            f"out of memory while trying to {what}: {error}",
+            "use a smaller seal.batch_size or training.batch_size",
+            retryable=True,
+        ) from error
+    except RuntimeError as error:
+        if "can't allocate memory" not in str(error):
+            raise
+        raise OutOfMemoryError(
+            f"out of memory while trying to {what}",
+            "close other programs, or use a smaller batch size",
+            retryable=True,
+        ) from error

@@ -4,6 +4,9 @@ Examples are packed: several stand in one row of tokens, each with positions fro
 only itself, so that no compute goes to padding and none can carry loss. A token carries loss if
 any of its characters lies in a loss span; the first token of an example never does, since
 nothing stands before it to predict it from.
+
+No special token is added but the one that the tokenizer puts at the beginning, and that only
+where the text (as chat templates do) does not begin with it already.
 """
 
 from __future__ import annotations
@@ -14,6 +17,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
+
+from aios.core.errors import BackendError
 
 IGNORED = -100
 
@@ -42,8 +47,7 @@ class Row:
 
     Attributes:
         ids: ``[1, T]``.
-        positions: ``[1, T]``, counted from 0 in each example.
-        mask: ``[1, 1, T, T]`` bool: which token (last axis) a token may see.
+        positions: ``[1, T]``, counted from 0 in each example, which keeps them apart.
         predicting: ``[L]`` indices of the tokens whose successor carries loss.
         targets: ``[L]`` those successors.
         owner: ``[L]`` which example of the row each of them belongs to.
@@ -51,7 +55,6 @@ class Row:
 
     ids: Tensor
     positions: Tensor
-    mask: Tensor
     predicting: Tensor
     targets: Tensor
     owner: Tensor
@@ -64,28 +67,57 @@ def encode(tokenizer: Any, text: str, loss_spans: Sequence[tuple[int, int]]) -> 
         tokenizer: A fast transformers tokenizer (offsets are needed).
         text: The whole text.
         loss_spans: Half-open character ranges.
+
+    Raises:
+        BackendError: The text holds characters that cannot be encoded.
     """
-    batch = tokenizer(text, return_offsets_mapping=True, add_special_tokens=True, verbose=False)
-    ids = tuple(batch["input_ids"])
+    ids, offsets = _tokens(tokenizer, text)
     labels = [IGNORED] * len(ids)
-    for i, (begin, end) in enumerate(batch["offset_mapping"]):
-        if i and end > begin and any(begin < stop and end > start for start, stop in loss_spans):
+    reached = 0
+    for i, (start, end) in enumerate(offsets):
+        begin = min(start, reached)  # tokenizers leave white space before a word out of its range
+        reached = max(reached, end)
+        if i and any(begin < stop and end > first for first, stop in loss_spans):
             labels[i] = ids[i]
-    return Encoded(ids, tuple(labels))
+    return Encoded(tuple(ids), tuple(labels))
+
+
+def encode_prompt(tokenizer: Any, text: str) -> list[int]:
+    """Tokenises a text that the model is to go on with.
+
+    Raises:
+        BackendError: As `encode`.
+    """
+    return _tokens(tokenizer, text)[0]
+
+
+def _tokens(tokenizer: Any, text: str) -> tuple[list[int], list[tuple[int, int]]]:
+    """The tokens of a text with their character ranges, the beginning token included."""
+    try:
+        batch = tokenizer(
+            text, return_offsets_mapping=True, add_special_tokens=False, verbose=False
+        )
+    except (TypeError, UnicodeError) as error:
+        raise BackendError(
+            f"a text cannot be tokenised: {text[:40]!r}: {error}",
+            "remove lone surrogates (half characters) from it",
+        ) from error
+    ids, offsets = list(batch["input_ids"]), list(batch["offset_mapping"])
+    opening = tokenizer("", add_special_tokens=True, verbose=False)["input_ids"][:1]
+    if opening and opening[0] == tokenizer.bos_token_id and ids[:1] != opening:
+        return [*opening, *ids], [(0, 0), *offsets]
+    return ids, offsets
 
 
 def pack(examples: Sequence[Encoded], device: torch.device) -> Row:
     """Puts examples side by side into one row."""
     lengths = [len(e.ids) for e in examples]
     block = torch.repeat_interleave(torch.arange(len(examples)), torch.tensor(lengths))
-    total = len(block)
-    mask = (block[:, None] == block[None, :]) & torch.ones(total, total, dtype=torch.bool).tril()
     labels = torch.tensor([label for e in examples for label in e.labels])
     carries = torch.nonzero(labels != IGNORED).squeeze(1)
     return Row(
         ids=torch.tensor([[i for e in examples for i in e.ids]], device=device),
         positions=torch.cat([torch.arange(n) for n in lengths])[None].to(device),
-        mask=mask[None, None].to(device),
         predicting=(carries - 1).to(device),
         targets=labels[carries].to(device),
         owner=block[carries].to(device),

@@ -16,7 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from aios.core.errors import BackendError, NonFiniteError
+from aios.backends.encoding import encode_prompt
+from aios.core.errors import BackendError, ModelError, NonFiniteError
 from aios.core.types import Completion, FinishReason, GenerationRequest, SamplingParams
 
 _NUCLEUS_FIRST = 512  # most nuclei fit in so many tokens; a full sort of the vocabulary is slow
@@ -61,19 +62,18 @@ def sample(
         A list of completions for each request.
 
     Raises:
-        BackendError: A prompt leaves no room in the context.
+        BackendError: A prompt is empty, or leaves no room in the context.
+        ModelError: The model is of a kind that cannot write here.
         NonFiniteError: The model gave NaN.
     """
-    prompts = [tokenizer(r.prompt, add_special_tokens=False)["input_ids"] for r in requests]
+    prompts = [encode_prompt(tokenizer, r.prompt) for r in requests]
     sequences = _sequences(requests, prompts, context_length)
     if sequences:
         with torch.inference_mode():
             _decode(model, tokenizer, prompts, sequences, end_tokens, device)
     results: list[list[Completion]] = [[] for _ in requests]
     for s in sequences:
-        results[s.request].append(
-            Completion(s.text, len(s.tokens), s.reason or "length", s.seed)
-        )
+        results[s.request].append(Completion(s.text, len(s.tokens), s.reason or "length", s.seed))
     return results
 
 
@@ -84,8 +84,10 @@ def _sequences(
     rows = sum(len(r.seeds) for r in requests)
     sequences = []
     for index, (request, prompt) in enumerate(zip(requests, prompts, strict=True)):
+        if not prompt:
+            raise BackendError(f"prompt {index} is empty", "give the model a text to go on with")
         room = context_length - len(prompt)
-        if room < 1 or not prompt:
+        if room < 1:
             raise BackendError(
                 f"prompt {index} has {len(prompt)} tokens; the context holds {context_length}",
                 "split the passage (data.max_passage_tokens) or use a model with a longer context",
@@ -129,7 +131,7 @@ def _decode(
         use_cache=True,
         logits_to_keep=1,
     )
-    cache = out.past_key_values
+    cache = _expandable_cache(model, out)
     row_of = torch.tensor([used.index(s.request) for s in sequences])
     cache.batch_select_indices(row_of.to(device))
     logits, mask, positions = out.logits[row_of.to(device), -1], mask[row_of], positions[row_of, -1]
@@ -157,6 +159,23 @@ def _decode(
             logits_to_keep=1,
         )
         logits = out.logits[:, -1]
+
+
+def _expandable_cache(model: Any, out: Any) -> Any:
+    """The prompts' cache, of which a row can be copied and removed.
+
+    Raises:
+        ModelError: The model keeps another state than that of attention.
+    """
+    cache = getattr(out, "past_key_values", None)
+    layers = getattr(cache, "layers", None)
+    if not layers or not all(hasattr(layer, "batch_select_indices") for layer in layers):
+        raise ModelError(
+            f"models of type {model.config.model_type!r} cannot write here: they keep another "
+            "state than that of attention",
+            "use a model of another type, such as Llama, Qwen, Mistral or SmolLM",
+        )
+    return cache
 
 
 def _draw(logits: Tensor, alive: Sequence[_Sequence]) -> list[int]:
@@ -195,7 +214,9 @@ def _extend(
     elif s.deadline is not None and now > s.deadline:
         s.reason = "deadline"
     if s.sampling.stop or s.reason is not None:
-        s.text = tokenizer.decode(written, skip_special_tokens=True)
-        cuts = [at for stop in s.sampling.stop if (at := s.text.find(stop)) >= 0]
+        s.text = tokenizer.decode(
+            written, skip_special_tokens=True, clean_up_tokenization_spaces=False
+        )
+        cuts = [at for stop in s.sampling.stop if stop and (at := s.text.find(stop)) >= 0]
         if cuts:
             s.text, s.reason = s.text[: min(cuts)], "stop"

@@ -1,8 +1,8 @@
 """Generation and scoring on transformers models, with or without an adapter.
 
 `TorchLM` is a `core.protocols.LanguageModel`. Adapters are put on the same base weights by PEFT
-and switched per call, so a base model and any number of experts share one copy of the weights,
-which no call changes.
+and switched per call, so a base model and any number of experts (its views) share one copy of the
+weights, which no call changes.
 """
 
 from __future__ import annotations
@@ -10,33 +10,55 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from peft import PeftModel
+from peft.tuners.tuners_utils import BaseTunerLayer
+from safetensors import SafetensorError
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers.utils import logging
 
-from aios.backends.devices import choose_device, choose_dtype, prepare_cpu
+from aios.backends.chunked_loss import token_logprobs
+from aios.backends.devices import choose_device, choose_dtype, memory_errors, prepare_cpu
 from aios.backends.encoding import Encoded, Row, encode, fill_rows, pack
 from aios.backends.models import ModelSource
+from aios.backends.packed_forward import examine, last_hidden_states, output_head
 from aios.backends.sampling import sample
-from aios.core.errors import BackendError, ModelError, NonFiniteError, OutOfMemoryError
+from aios.core.errors import BackendError, ModelError, NonFiniteError
 from aios.core.types import Completion, GenerationRequest, Score, ScoreRequest
 
-_SCORE_ROW_TOKENS = 512  # tokens of one packed row when scoring; measured best on a CPU
+_ROW_TOKENS = 512  # most tokens of a packed row; measured best on a CPU
+
+
+@dataclass(slots=True)
+class _Weights:
+    """What all views of one base model share.
+
+    Attributes:
+        module: The transformers model, or the PeftModel around it while it has adapters.
+        row_tokens: Most tokens of a packed row; None until the model has been examined.
+        named: Adapters named so far.
+    """
+
+    module: Any
+    row_tokens: int | None = None
+    named: int = 0
 
 
 class TorchLM:
     """A transformers causal language model.
 
     Args:
-        model: The model, or the PeftModel that holds it.
+        model: The model, which is frozen and put into evaluation mode.
         tokenizer: Its fast tokenizer.
         name: A short name for people.
-        digest: Digest of the weights; computed from them if not given.
-        adapter: Name of the PEFT adapter that is active in this view; None for the base model.
-        adapter_digest: That adapter's digest.
+        digest: Digest of weights and tokenizer; computed from them if not given.
+
+    Raises:
+        ModelError: The tokenizer is not a fast one, or the model has PEFT adapters already.
     """
 
     def __init__(
@@ -46,20 +68,23 @@ class TorchLM:
         *,
         name: str | None = None,
         digest: str | None = None,
-        adapter: str | None = None,
-        adapter_digest: str = "",
     ) -> None:
         if not getattr(tokenizer, "is_fast", False):
             raise ModelError(
                 f"the tokenizer of {name or 'this model'} is not a fast one",
                 "use a model with a tokenizer.json",
             )
-        self.model = model
+        if any(isinstance(module, BaseTunerLayer) for module in model.modules()):
+            raise ModelError(
+                f"{name or 'this model'} has adapters on it",
+                "give its base model, and attach the adapters to that",
+            )
         self.tokenizer = tokenizer
+        self._weights = _Weights(model)
         self._name = name or getattr(model.config, "name_or_path", "") or "model"
-        self._digest = digest or _weights_digest(model)
-        self._adapter = adapter
-        self._adapter_digest = adapter_digest
+        self._digest = digest or _digest(model, tokenizer)
+        self._adapter: str | None = None
+        self._adapter_digest = ""
         model.eval()
         for parameter in model.parameters():
             parameter.requires_grad_(False)
@@ -82,27 +107,52 @@ class TorchLM:
         prepare_cpu(threads)
         where = choose_device(device)
         try:
-            tokenizer = AutoTokenizer.from_pretrained(source.path, local_files_only=True)
-            model = AutoModelForCausalLM.from_pretrained(
-                source.path,
-                dtype=choose_dtype(dtype, where),
-                local_files_only=True,
-                use_safetensors=True,
-                trust_remote_code=False,
+            tokenizer = AutoTokenizer.from_pretrained(
+                source.path, local_files_only=True, trust_remote_code=False
             )
-        except (OSError, ValueError, KeyError, RuntimeError) as error:
-            raise ModelError(
-                f"cannot load model {source.name!r} from {source.path}: {error}",
-                "check the folder, or pull the model again (aios models pull)",
-            ) from error
-        return cls(model.to(where), tokenizer, name=source.name, digest=source.digest)
+            with _no_progress_bar():
+                loaded: Any = AutoModelForCausalLM.from_pretrained(
+                    source.path,
+                    dtype=choose_dtype(dtype, where),
+                    local_files_only=True,
+                    use_safetensors=True,
+                    trust_remote_code=False,
+                    output_loading_info=True,
+                )
+        except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+            raise _not_loadable(source, str(error)) from error
+        model, report = loaded
+        missing = sorted(report["missing_keys"])
+        if missing:
+            raise _not_loadable(source, f"{len(missing)} weights are missing, as {missing[0]}")
+        with memory_errors(f"load {source.name}"):
+            return cls(model.to(where), tokenizer, name=source.name, digest=source.digest)
 
     def view(self, adapter: str | None, adapter_digest: str = "") -> TorchLM:
-        """The same weights with another adapter active (or none)."""
+        """The same weights with another adapter active (or none).
+
+        Args:
+            adapter: PEFT's name of an adapter that is on the weights.
+            adapter_digest: That adapter's digest.
+        """
         twin: TorchLM = object.__new__(TorchLM)
         twin.__dict__.update(self.__dict__)
         twin._adapter, twin._adapter_digest = adapter, adapter_digest
         return twin
+
+    @property
+    def model(self) -> Any:
+        """The transformers model, or the PeftModel around it while it has adapters."""
+        return self._weights.module
+
+    @model.setter
+    def model(self, module: Any) -> None:
+        self._weights.module = module
+
+    def new_adapter_name(self) -> str:
+        """A name for PEFT that no adapter on these weights has had."""
+        self._weights.named += 1
+        return f"adapter-{self._weights.named}"
 
     @property
     def name(self) -> str:
@@ -133,7 +183,8 @@ class TorchLM:
     @property
     def context_length(self) -> int:
         """Most tokens of prompt and completion together."""
-        return int(getattr(self.model.config, "max_position_embeddings", 2048))
+        settings = self.model.config.get_text_config()
+        return int(getattr(settings, "max_position_embeddings", None) or 2048)
 
     def count_tokens(self, text: str) -> int:
         """Number of tokens of a text, without special tokens."""
@@ -150,7 +201,7 @@ class TorchLM:
 
     def generate(self, requests: Sequence[GenerationRequest]) -> list[list[Completion]]:
         """Writes completions; see `core.protocols.LanguageModel.generate`."""
-        with self.active() as model, _translated_errors("generate"):
+        with self.active() as model, memory_errors("generate"):
             return sample(
                 model,
                 self.tokenizer,
@@ -168,12 +219,12 @@ class TorchLM:
         encoded = [self.encode_request(r) for r in requests]
         order = sorted(range(len(encoded)), key=lambda i: (len(encoded[i].ids), encoded[i].ids))
         scores: list[Score | None] = [None] * len(encoded)
-        with self.active(), torch.inference_mode(), _translated_errors("score"):
+        with self.active() as model, torch.inference_mode(), memory_errors("score"):
             lengths = (len(encoded[i].ids) for i in order)
-            for members in fill_rows(lengths, _SCORE_ROW_TOKENS):
+            for members in fill_rows(lengths, self.row_tokens() if encoded else 0):
                 indices = [order[m] for m in members]
                 row = pack([encoded[i] for i in indices], self.device)
-                for i, score in zip(indices, self._score_row(row, len(indices)), strict=True):
+                for i, score in zip(indices, _score_row(model, row, len(indices)), strict=True):
                     scores[i] = score
         return [s for s in scores if s is not None]
 
@@ -195,50 +246,35 @@ class TorchLM:
             )
         return encoded
 
-    def hidden_states(self, row: Row) -> Tensor:
-        """Last hidden states of a packed row, ``[T, d]``."""
-        out = self._bare().get_decoder()(
-            input_ids=row.ids,
-            position_ids=row.positions,
-            attention_mask=row.mask,
-            use_cache=False,
-        )
-        hidden: Tensor = out.last_hidden_state[0]
-        return hidden
+    def row_tokens(self) -> int:
+        """Most tokens of a packed row; 0 where every example needs a row of its own.
 
-    def output_head(self) -> Tensor:
-        """The output embedding's weight, ``[V, d]``."""
-        weight: Tensor = self._bare().get_output_embeddings().weight
-        return weight
+        Raises:
+            ModelError: The model cannot be scored or trained (see `packed_forward.examine`).
+        """
+        if self._weights.row_tokens is None:
+            with self.active() as model:
+                self._weights.row_tokens = _ROW_TOKENS if examine(model) else 0
+        return self._weights.row_tokens
 
     @contextmanager
     def active(self) -> Iterator[Any]:
         """The module with this view's adapter on and all others off."""
-        if not isinstance(self.model, PeftModel):
-            yield self.model
-        elif self._adapter is None:
-            with self.model.disable_adapter():
-                yield self._bare()
-        else:
-            self.model.set_adapter(self._adapter)
-            yield self._bare()
-
-    def _bare(self) -> Any:
-        return self.model.get_base_model() if isinstance(self.model, PeftModel) else self.model
-
-    def _score_row(self, row: Row, members: int) -> list[Score]:
-        logits = (self.hidden_states(row)[row.predicting] @ self.output_head().T).float()
-        picked = logits.gather(1, row.targets[:, None])[:, 0] - torch.logsumexp(logits, dim=-1)
-        right = logits.argmax(dim=-1) == row.targets
-        if not bool(torch.isfinite(picked).all()):
-            raise NonFiniteError("a log-probability is not finite", "try model.dtype: float32")
-        scores = []
-        for member in range(members):
-            mine = row.owner.to(picked.device) == member
-            scores.append(
-                Score(float(picked[mine].sum()), int(mine.sum()), bool(right[mine].all()))
+        model = self.model
+        adapters = model.peft_config if isinstance(model, PeftModel) else {}
+        if self._adapter is not None and self._adapter not in adapters:
+            raise BackendError(
+                f"the adapter {self._adapter_digest[:12]} has been taken off {self._name}",
+                "attach it again",
             )
-        return scores
+        if not isinstance(model, PeftModel):
+            yield model
+        elif self._adapter is None:
+            with model.disable_adapter():
+                yield model.get_base_model()
+        else:
+            model.set_adapter(self._adapter)
+            yield model.get_base_model()
 
     def _end_tokens(self) -> frozenset[int]:
         found: set[int] = set()
@@ -248,31 +284,47 @@ class TorchLM:
         return frozenset(found)
 
 
+def _score_row(model: Any, row: Row, members: int) -> list[Score]:
+    """Scores of the examples of a row, in order."""
+    hidden = last_hidden_states(model, row)[row.predicting]
+    logprobs, likeliest = (t.cpu() for t in token_logprobs(hidden, output_head(model), row.targets))
+    if not bool(torch.isfinite(logprobs).all()):
+        raise NonFiniteError("a log-probability is not finite", "try model.dtype: float32")
+    scores = []
+    for member in range(members):
+        mine = row.owner.cpu() == member
+        scores.append(
+            Score(float(logprobs[mine].sum()), int(mine.sum()), bool(likeliest[mine].all()))
+        )
+    return scores
+
+
+def _not_loadable(source: ModelSource, reason: str) -> ModelError:
+    return ModelError(
+        f"cannot load model {source.name!r} from {source.path}: {reason}",
+        "check the folder, or pull the model again (aios models pull)",
+    )
+
+
 @contextmanager
-def _translated_errors(what: str) -> Iterator[None]:
-    """Turns torch's out-of-memory errors into ours."""
+def _no_progress_bar() -> Iterator[None]:
+    """Silences transformers' own bar, which our events and progress bars know nothing of."""
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
     try:
         yield
-    except torch.OutOfMemoryError as error:
-        raise OutOfMemoryError(
-            f"out of memory while trying to {what}: {error}",
-            "use a smaller seal.batch_size or training.batch_size",
-            retryable=True,
-        ) from error
-    except RuntimeError as error:
-        if "can't allocate memory" not in str(error):
-            raise
-        raise OutOfMemoryError(
-            f"out of memory while trying to {what}",
-            "close other programs, or use a smaller batch size",
-            retryable=True,
-        ) from error
+    finally:
+        if shown:
+            logging.enable_progress_bar()
 
 
-def _weights_digest(model: Any) -> str:
-    """SHA-256 over names, shapes and bytes of all weights."""
+def _digest(model: Any, tokenizer: Any) -> str:
+    """SHA-256 over names, shapes and bytes of all weights, and the tokenizer."""
     state = hashlib.sha256()
     for key, tensor in sorted(model.state_dict().items()):
         state.update(f"{key}{tuple(tensor.shape)}{tensor.dtype}".encode())
-        state.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+        data: Tensor = tensor.detach().cpu().contiguous().reshape(-1)
+        state.update(data.view(torch.uint8).numpy().tobytes())
+    state.update(tokenizer.backend_tokenizer.to_str().encode())
+    state.update(str(getattr(tokenizer, "chat_template", None)).encode())
     return state.hexdigest()

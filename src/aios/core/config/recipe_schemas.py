@@ -138,7 +138,7 @@ def default_recipes() -> dict[str, Recipe]:
     )
     small = release.model_copy(
         update={
-            "learning_rate": 5e-4,
+            "learning_rate": 1e-3,
             "epochs": 4,
             "batch_size": 8,
             "evaluations_per_epoch": 2,
@@ -156,6 +156,6 @@ def default_recipes() -> dict[str, Recipe]:
             strategy="cloze",
             num_edits_per_passage=1,
             training=small,
-            source="first trials on 20 passages and 88 questions of the SEAL data",
+            source="experiments/seal_phase1_results.md",
         ),
     }

@@ -1,4 +1,4 @@
-"""The A/B experiment: the same questions put to a base model and to experts trained in several ways.
+"""The A/B experiment: one set of questions for a base model and experts trained in several ways.
 
 Takes passages with questions and their self-edits; gives one `ArmRun` for each arm and seed.
 Every trained arm has the same budget, chooses its best checkpoint on the same questions (the
@@ -42,6 +42,10 @@ from aios.core.types import (
 )
 
 UNTRAINED = ("base", "in-context")
+NO_QUESTIONS = (
+    "no passage has questions, so there is nothing to compare",
+    "add questions to the file, or give a file of them with --questions",
+)
 _IN_CONTEXT = "{context}\n\n"
 
 
@@ -53,7 +57,7 @@ class ABSettings:
         recipe: How every arm is trained.
         match: What is the same in every trained arm.
         budget_tokens: Tokens that each arm is trained on under ``tokens``; None: the recipe's
-            epochs over the passages with self-edits.
+            epochs over the passages with self-edits, or over the passages if no arm has edits.
         evaluations: Checkpoints that each arm chooses its best from, besides the untrained one.
         passage_copies: Times a passage stands in one pass over the augmented data.
         loss_on: Which part of question-answer items carries loss.
@@ -103,13 +107,13 @@ def split_experiment(
 
     The first `max_passages` passages with questions are the experiment's and all other passages
     are the control's. Where that would leave none for the control, the experiment gets half.
+
+    Raises:
+        DataError: No passage has questions, or there is none for the control.
     """
     asked = [p for p in passages if p.questions]
     if not asked:
-        raise DataError(
-            "no passage has questions, so there is nothing to compare",
-            "add questions to the file, or give a file of them with --questions",
-        )
+        raise DataError(*NO_QUESTIONS)
     chosen = asked[:max_passages]
     taken = {p.id for p in chosen}
     others = [p for p in passages if p.id not in taken]
@@ -210,14 +214,18 @@ class ABExperiment:
         """Tokens of every trained arm under ``match: tokens``."""
         if self.settings.budget_tokens is not None:
             return self.settings.budget_tokens
-        epoch = sum(self.model.count_tokens(e.text) for e in self.examples("passage+edits"))
+        epoch = sum(self.model.count_tokens(e.text) for e in self._yardstick())
         return epoch * self.settings.recipe.epochs
+
+    def _yardstick(self) -> tuple[TrainExample, ...]:
+        """The examples whose epochs are the budget of all arms, whichever of them are run."""
+        return self.examples("passage+edits" if self.data.edits else "passage")
 
     def _examples(self, arm: str) -> tuple[TrainExample, ...]:
         passages, settings = self.data.passages, self.settings
         if arm == "passage":
             return tuple(passage_examples(passages))
-        edits = self.data.edits
+        edits: Sequence[SelfEdit] = self.data.edits
         if arm == "passage+other-edits":
             edits = _as_many_items(self.data.other_edits, like=edits)
         return augmented_examples(
@@ -232,9 +240,9 @@ class ABExperiment:
         if settings.match == "tokens":
             budget = self.budget_tokens()
             budgets["max_tokens"] = budget
-            budgets["evaluate_every_tokens"] = max(1, budget // settings.evaluations)
+            budgets["evaluate_every_tokens"] = -(-budget // settings.evaluations)
         elif settings.match == "steps":
-            batches = -(-len(self.examples("passage+edits")) // settings.recipe.batch_size)
+            batches = -(-len(self._yardstick()) // settings.recipe.batch_size)
             budgets["max_steps"] = batches * settings.recipe.epochs
         return TrainingJob(
             examples=examples,

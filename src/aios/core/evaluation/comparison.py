@@ -37,6 +37,7 @@ MAIN_PAIR = ("passage+edits", "passage")
 CONTROL_PAIR = ("passage+edits", "passage+other-edits")
 METRICS = ("validation_loss", "perplexity", "exact_match", "f1", "contains_answer")
 CONFIDENCE = 0.95
+_SMALLEST_CHANGE = 0.0005  # an interval within ±0.05 % prints as 0.0 % and is no difference
 
 Verdict = Literal["better", "worse", "no difference found", "too few passages to tell"]
 Pair = tuple[str, str]
@@ -294,7 +295,8 @@ def _perplexity_change(treatment: FloatArray, control: FloatArray) -> FloatArray
 def _verdict(metric: str, interval: Interval | None) -> Verdict:
     if interval is None:
         return "too few passages to tell"
-    if interval.low <= 0 <= interval.high:
+    negligible = max(abs(interval.low), abs(interval.high)) < _SMALLEST_CHANGE
+    if negligible or interval.low <= 0 <= interval.high:
         return "no difference found"
     lower_is_better = metric in ("validation_loss", "perplexity")
     return "better" if (interval.high < 0) == lower_is_better else "worse"

@@ -29,13 +29,15 @@ _SMALL = (
     "thousand million billion half twice"
 ).split()
 _NUMBER = re.compile(
-    r"[$£€]?\b(?:\d[\d,.]*\d|\d)(?:(?:%|°C|°F)|\b(?: (?:per cent|percent|million|billion|thousand)\b)?"
-    r"(?: [a-z]{2,}\b)?)"
+    r"[$£€]?\b(?:\d[\d,.]*\d|\d)(?![.,]?\d)"
+    r"(?:(?:%|°C|°F)|\b(?: (?:per cent|percent|million|billion|thousand)\b)?(?: [a-z]{2,}\b)?)"
     rf"|\b(?:{'|'.join(_SMALL)})\b(?:[- ](?:{'|'.join(_SMALL)})\b)*(?: [a-z]{{3,}}\b)?",
     re.IGNORECASE,
 )
+_CAPITAL = "[" + "".join(c for c in map(chr, range(0x2000)) if c.isupper()) + "]"
 _NAME = re.compile(
-    r"\b[A-Z][\w'’.-]*[\w](?:(?: (?:of|the|de|la|von|van|and|for)){0,2} [A-Z][\w'’-]*[\w])*"
+    rf"\b{_CAPITAL}[\w'’.-]*\w"
+    rf"(?:(?: (?:of|the|de|la|von|van|and|for)){{0,2}} {_CAPITAL}[\w'’-]*\w)*"
 )
 _CLAUSE = re.compile(
     r"\b(?:because of|because|due to|owing to|only (?:when|if|at|in|after|on)|unless|whenever|when"

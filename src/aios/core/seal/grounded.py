@@ -14,12 +14,13 @@ tells good edits from bad ones.
 from __future__ import annotations
 
 import random
+import re
 from collections.abc import Sequence
 
 from aios.core.data.splitting import split_sentences
 from aios.core.protocols import LanguageModel
 from aios.core.seal.answer_spans import AnswerSpan, find_answer_spans
-from aios.core.seal.parsing import format_qa, parse_qa
+from aios.core.seal.parsing import format_qa
 from aios.core.seal.strategies import SelfEditStrategy
 from aios.core.seeds import derive
 from aios.core.types import (
@@ -35,6 +36,7 @@ BLANK = "____"
 _SPANS_A_SENTENCE = 4
 # Names, numbers and dates are asked for first: they are what questions most often ask.
 _RANK = {"date": 0, "number": 0, "name": 0, "clause": 1, "phrase": 2}
+_NEXT_PAIR = re.compile(r"\n(?=Question: )")
 
 
 class ClozeStrategy(SelfEditStrategy):
@@ -68,7 +70,7 @@ class ClozeStrategy(SelfEditStrategy):
         self, completion: str, passage: Passage, *, finish_reason: FinishReason | None = None
     ) -> list[str]:
         """The question-answer pairs."""
-        return _pairs(completion, finish_reason)
+        return _pairs(completion)
 
 
 _ASK = """\
@@ -112,15 +114,18 @@ class GroundedQAStrategy(SelfEditStrategy):
     ) -> list[list[Completion]]:
         """Has the model word the questions of each candidate, and keeps those it can answer."""
         return [
-            [self._candidate(model, passage, seed) for seed in seeds_of]
+            [self._candidate(model, passage, seed, deadline_seconds) for seed in seeds_of]
             for passage, seeds_of in zip(passages, seeds, strict=True)
         ]
 
-    def _candidate(self, model: LanguageModel, passage: Passage, seed: int) -> Completion:
+    def _candidate(
+        self, model: LanguageModel, passage: Passage, seed: int, deadline_seconds: float | None
+    ) -> Completion:
         wanted = _sentences_and_answers(passage.text, seed)
+        share = deadline_seconds / len(wanted) if deadline_seconds and wanted else None
         requests = [
             GenerationRequest(
-                _ASK.format_map({"sentence": s, "answer": a}), (derive(seed, n),), _WORDING
+                _ASK.format_map({"sentence": s, "answer": a}), (derive(seed, n),), _WORDING, share
             )
             for n, (s, a) in enumerate(wanted)
         ]
@@ -128,17 +133,19 @@ class GroundedQAStrategy(SelfEditStrategy):
         pairs = [
             (question, answer)
             for completion, (_, answer) in zip(worded, wanted, strict=True)
-            if (question := completion.text.strip()).endswith("?")
+            if (question := " ".join(completion.text.split())).endswith("?")
             and answer.lower() not in question.lower()
         ]
         text = "\n".join(format_qa(*pair) for pair in _found_again(model, passage, pairs))
-        return Completion(text, sum(c.tokens for c in worded), "stop", seed)
+        late = any(completion.finish_reason == "deadline" for completion in worded)
+        tokens = sum(completion.tokens for completion in worded)
+        return Completion(text, tokens, "deadline" if late else "stop", seed)
 
     def parse_output(
         self, completion: str, passage: Passage, *, finish_reason: FinishReason | None = None
     ) -> list[str]:
         """The question-answer pairs."""
-        return _pairs(completion, finish_reason)
+        return _pairs(completion)
 
 
 def _found_again(
@@ -168,9 +175,9 @@ def _sentences_and_answers(text: str, seed: int) -> list[tuple[str, str]]:
     ]
 
 
-def _pairs(completion: str, finish_reason: FinishReason | None) -> list[str]:
-    pairs = parse_qa(completion, finish_reason)
-    return [format_qa(*pair) for pair in pairs if pair.question and pair.answer]
+def _pairs(completion: str) -> list[str]:
+    """The pairs of a completion that was put together here, word for word; equal ones once."""
+    return list(dict.fromkeys(_NEXT_PAIR.split(completion))) if completion else []
 
 
 def cloze_items(text: str, seed: int, per_sentence: int = _SPANS_A_SENTENCE) -> list[str]:
@@ -183,7 +190,9 @@ def cloze_items(text: str, seed: int, per_sentence: int = _SPANS_A_SENTENCE) -> 
     """
     rng = random.Random(seed)
     return [
-        format_qa(sentence[: span.start] + BLANK + sentence[span.end :], sentence[span.start : span.end])
+        format_qa(
+            sentence[: span.start] + BLANK + sentence[span.end :], sentence[span.start : span.end]
+        )
         for sentence in split_sentences(text)
         for span in _chosen(sentence, rng, per_sentence)
     ]

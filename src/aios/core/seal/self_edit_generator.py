@@ -11,6 +11,7 @@ from the passage and the candidate number, so a run can be repeated and resumed.
 
 from __future__ import annotations
 
+import copy
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -87,23 +88,23 @@ class SelfEditGenerator:
         model: The generator.
         tokenizer: Left out; a `LanguageModel` brings its own.
         strategy: Name of a strategy, or one.
-        num_edits: Candidates for each passage.
+        num_edits: Candidates for each passage, at least 1.
         temperature: Softmax temperature, in [0.1, 2].
-        max_length: Longest completion in tokens.
+        max_length: Longest completion in tokens, at least 1.
         cache_dir: Folder of the cache; None for no cache.
         cache: A cache to use instead of `cache_dir`.
         top_p: Nucleus mass.
         filter_settings: The quality filter's settings.
         prompts: Where prompts come from.
-        batch_size: Passages in one batch.
+        batch_size: Passages in one batch, at least 1.
         deadline_seconds: Time for one edit, averaged over the edits of a batch.
-        max_retries: New tries, with other seeds, for a passage that failed.
+        max_retries: New tries, with other seeds, for a passage that failed alone.
         seed: Seed that all candidates' seeds are derived from.
         emit: Receives `PassageGenerated`, `Dropped` and `WorkFailed` events.
 
     Raises:
         UnknownStrategyError: The strategy is not known.
-        UsageError: `model` is not a `LanguageModel`.
+        UsageError: `model` is not a `LanguageModel`, or a number is out of its range.
     """
 
     def __init__(
@@ -129,11 +130,19 @@ class SelfEditGenerator:
         if tokenizer is not None or not isinstance(model, LanguageModel):
             raise UsageError(
                 "SelfEditGenerator takes a LanguageModel",
-                "wrap a transformers pair: aios.TorchLM(model, tokenizer), or aios.load_model(name)",
+                "use aios.load_model(name), or wrap a transformers pair: "
+                "aios.TorchLM(model, tokenizer)",
             )
+        least = {"num_edits": 1, "max_length": 1, "batch_size": 1, "max_retries": 0}
+        given = (num_edits, max_length, batch_size, max_retries)
+        for (name, lowest), value in zip(least.items(), given, strict=True):
+            _require_at_least(name, lowest, value)
+        if not 0.1 <= temperature <= 2:
+            raise UsageError(f"temperature is {temperature}", "give a number from 0.1 to 2")
         self.model = model
-        named = isinstance(strategy, str)
-        self.strategy = get_strategy(strategy, prompts) if named else strategy  # type: ignore[arg-type]
+        if isinstance(strategy, str):
+            strategy = get_strategy(strategy, prompts)
+        self.strategy = strategy
         self.num_edits = num_edits
         self.sampling = SamplingParams(temperature, top_p, max_length)
         if cache is None and cache_dir is not None:
@@ -162,15 +171,15 @@ class SelfEditGenerator:
         if unknown:
             raise UsageError(f"unknown argument {unknown[0]!r}", "known: num_edits, seed")
         one = passage if isinstance(passage, Passage) else Passage.make(passage)
-        before = self.num_edits, self.seed
-        self.num_edits = overrides.get("num_edits", self.num_edits)
-        self.seed = overrides.get("seed", self.seed)
-        try:
-            (result,) = self.generate([one])
-        finally:
-            self.num_edits, self.seed = before
+        if not one.text:
+            raise UsageError("the passage is empty", "give a text to learn from")
+        generator = copy.copy(self)
+        generator.num_edits = overrides.get("num_edits", self.num_edits)
+        generator.seed = overrides.get("seed", self.seed)
+        _require_at_least("num_edits", 1, generator.num_edits)
+        (result,) = generator.generate([one])
         if result.failure is not None:
-            raise BackendError(result.failure.error)
+            raise BackendError(result.failure.error, retryable=result.failure.retryable)
         return [edit.text for edit in result.kept]
 
     def generate(self, passages: Iterable[Passage]) -> Iterator[PassageEdits]:
@@ -223,24 +232,29 @@ class SelfEditGenerator:
         return candidates
 
     def _fill(self, missing: Sequence[_Candidates]) -> list[tuple[str, Completion]]:
-        """Generates what the cache did not have; each passage again, alone, where that fails."""
+        """Generates what the cache did not have.
+
+        Where a batch fails, each of its passages is tried alone: first with its own seeds, as
+        what failed may be the passage beside it, then with new ones.
+        """
         try:
             return self._ask(missing, attempt=0)
         except BackendError as error:
             first = error
+        tried = 1 if len(missing) == 1 else 0
         fresh: list[tuple[str, Completion]] = []
         for candidates in missing:
-            error: BackendError = first
-            for attempt in range(1, self.max_retries + 1):
+            last = first
+            for attempt in range(tried, self.max_retries + 1):
                 candidates.retries = attempt
                 try:
                     fresh += self._ask([candidates], attempt)
                     break
-                except BackendError as again:
-                    error = again
+                except BackendError as error:
+                    last = error
             else:
                 candidates.failure = Failure(
-                    "generate", candidates.passage.id, error.message, error.retryable
+                    "generate", candidates.passage.id, last.message, last.retryable
                 )
         return fresh
 
@@ -252,13 +266,16 @@ class SelfEditGenerator:
             for c, numbers in zip(work, wanted, strict=True)
         ]
         started = time.perf_counter()
-        answers = self.strategy.generate(
-            self.model, [c.passage for c in work], seeds, self.sampling, self.deadline_seconds
-        )
-        seconds = time.perf_counter() - started
+        try:
+            answers = self.strategy.generate(
+                self.model, [c.passage for c in work], seeds, self.sampling, self.deadline_seconds
+            )
+        finally:  # what failed has taken its time too
+            seconds = time.perf_counter() - started
+            for candidates in work:
+                candidates.seconds += seconds / len(work)
         fresh = []
         for candidates, numbers, completions in zip(work, wanted, answers, strict=True):
-            candidates.seconds += seconds / len(work)
             for number, completion in zip(numbers, completions, strict=True):
                 candidates.found[number] = completion
                 candidates.tokens += completion.tokens
@@ -302,9 +319,7 @@ class SelfEditGenerator:
 
     def _report(self, result: PassageEdits) -> None:
         for drop in result.drops:
-            self.emit(
-                Dropped(drop.passage_id, drop.strategy, drop.index, drop.reason, drop.detail)
-            )
+            self.emit(Dropped(drop.passage_id, drop.strategy, drop.index, drop.reason, drop.detail))
         if result.failure is not None:
             failure = result.failure
             self.emit(
@@ -343,6 +358,11 @@ class SelfEditGenerator:
         )
 
 
+def _require_at_least(name: str, lowest: int, value: int) -> None:
+    if value < lowest:
+        raise UsageError(f"{name} is {value}", f"give at least {lowest}")
+
+
 def model_label(model: LanguageModel) -> str:
     """The model's name for people, with the adapter's digest if there is one."""
     return f"{model.name}+{model.adapter_digest[:12]}" if model.adapter_digest else model.name
@@ -353,4 +373,3 @@ def batched(passages: Iterable[Passage], size: int) -> Iterator[list[Passage]]:
     iterator = iter(passages)
     while group := list(islice(iterator, size)):
         yield group
-

@@ -7,7 +7,7 @@ a file has none, passages are held back, whole near-duplicate groups at a time.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -113,18 +113,21 @@ class AutoTrainingOrchestrator:
             )
         )
         passages, validation = self._hold_back(everything)
-        results = list(self._edits(passages) if augment_with_self_edits else ())
-        edits = tuple(edit for r in results for edit in r.kept)
-        original = tuple(passage_examples(passages))
-        augmented = original
-        if augment_with_self_edits:
+        threshold = self.config.data.near_duplicate_threshold
+        original = augmented = tuple(passage_examples(passages))
+        refuse_leakage(original, validation.texts, threshold)
+        edits: tuple[SelfEdit, ...] = ()
+        results: list[PassageEdits] = []
+        if augment_with_self_edits and self._generate and self.config.seal.enabled:
+            results = list(self._generate(passages))
+            edits = tuple(edit for r in results for edit in r.kept)
             augmented = augmented_examples(
                 passages,
                 edits,
                 passage_copies=self.recipe.passage_copies,
                 loss_on=self.recipe.loss_on,
             )
-        refuse_leakage(augmented, validation.texts, self.config.data.near_duplicate_threshold)
+            refuse_leakage(augmented, validation.texts, threshold)
         return TrainingData(
             passages=passages,
             original=original,
@@ -136,15 +139,8 @@ class AutoTrainingOrchestrator:
             rejects=tuple(rejects),
         )
 
-    def _edits(self, passages: Sequence[Passage]) -> Iterator[PassageEdits]:
-        if self._generate is None or not self.config.seal.enabled:
-            return iter(())
-        return iter(self._generate(passages))
-
-    def _hold_back(
-        self, passages: tuple[Passage, ...]
-    ) -> tuple[tuple[Passage, ...], Validation]:
-        """Splits off what validation is done on; questions are preferred, since they cost no text."""
+    def _hold_back(self, passages: tuple[Passage, ...]) -> tuple[tuple[Passage, ...], Validation]:
+        """Splits off what is validated on: questions, since they cost no text, or else passages."""
         questions = {p.id: p.questions for p in passages if p.questions}
         if questions:
             probes = make_probes(questions, self.config.evaluation.question_template)

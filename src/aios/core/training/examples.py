@@ -37,8 +37,11 @@ def edit_examples(edits: Iterable[SelfEdit], loss_on: LossOn = "all") -> list[Tr
 
 
 def _example(item: str, edit: SelfEdit, loss_on: LossOn) -> TrainExample:
-    at = item.rfind(_ANSWER) if loss_on == "answer" else -1
-    begin = at + len(_ANSWER) if at >= 0 else 0
+    begin = 0
+    if loss_on == "answer" and item.startswith("Question:"):
+        question, marker, answer = item.partition(_ANSWER)
+        if answer.strip():
+            begin = len(question) + len(marker)
     return TrainExample(item, ((begin, len(item)),), edit.strategy, edit.passage_id)
 
 
@@ -51,6 +54,20 @@ def augmented_examples(
 ) -> tuple[TrainExample, ...]:
     """Passages and self-edits as one training set.
 
-    Passages without an edit are in it all the same, so a failed generation costs its edits only.
+    Args:
+        passages: The passages.
+        edits: Their self-edits.
+        passage_copies: Times each passage is in it; one without any edit is in it at least once,
+            so a failed generation costs its edits and not the passage.
+        loss_on: See `edit_examples`.
     """
-    return (*passage_examples(passages, passage_copies), *edit_examples(edits, loss_on))
+    edits = list(edits)
+    with_edits = {edit.passage_id for edit in edits if edit.items}
+    copies = [
+        example
+        for passage in passages
+        for example in passage_examples(
+            [passage], passage_copies or int(passage.id not in with_edits)
+        )
+    ]
+    return (*copies, *edit_examples(edits, loss_on))

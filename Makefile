@@ -1,0 +1,114 @@
+# Every target makes or refreshes .venv itself. The first time takes minutes (torch is large),
+# afterwards nothing. `make help` lists the targets.
+#
+#   PYTHON   the Python to build .venv with, 3.10 to 3.13 (default python3)
+#   PYTEST   more arguments for pytest, e.g. make test PYTEST="-k cache"
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+MAKEFLAGS += --no-print-directory
+
+PYTHON ?= python3
+PYTEST ?=
+
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+NEEDED := Python 3.10 to 3.13 is needed. Name one like this: make PYTHON=python3.11
+
+FAST := not slow and not model and not browser and not gpu
+ALL := not browser and not gpu
+# benchmarks/some_name.py is run by `make bench-some-name`; files that begin with _ are helpers.
+BENCHES := $(subst _,-,$(patsubst benchmarks/%.py,%,$(filter-out benchmarks/_%,$(wildcard benchmarks/*.py))))
+
+# $(call step,NAME,COMMAND) runs a command and says how long it took.
+step = @began=$$SECONDS; echo "── $(1)"; if $(2); then echo "   ok: $(1), $$((SECONDS - began)) s"; \
+	else echo "   FAILED: $(1), $$((SECONDS - began)) s" >&2; exit 1; fi
+
+export PYTHONUTF8 := 1
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+export NO_MKDOCS_2_WARNING := 1
+# Threads that wait do not spin: on a machine with other work, spinning makes torch several times
+# slower.
+export OMP_WAIT_POLICY ?= PASSIVE
+
+.PHONY: help
+help: ## List the targets
+	@echo "make TARGET, where TARGET is one of"
+	@grep -hE '^[a-z-]+:.*## ' $(firstword $(MAKEFILE_LIST)) | sed -E 's/^([a-z-]+):.*## (.*)/  \1|\2/' \
+		| while IFS='|' read -r name text; do printf '%-12s %s\n' "$$name" "$$text"; done
+	@$(foreach name,$(BENCHES),echo "  bench-$(name)";)
+
+# ---------------------------------------------------------------- environment
+
+.PHONY: setup
+setup: $(READY) ## Make or refresh .venv
+
+$(READY): pyproject.toml constraints.txt
+	@began=$$SECONDS; \
+	if ! "$(BIN)/python" -c '' 2>/dev/null; then \
+		command -v "$(PYTHON)" >/dev/null || { echo "make: no $(PYTHON) on the PATH; $(NEEDED)" >&2; exit 1; }; \
+		"$(PYTHON)" -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 13))' || { \
+			echo "make: $(PYTHON) is $$("$(PYTHON)" -V 2>&1); $(NEEDED)" >&2; exit 1; }; \
+		echo "── making $(VENV) with $$("$(PYTHON)" -V)"; \
+		"$(PYTHON)" -m venv --clear "$(VENV)" || { \
+			echo "make: cannot make $(VENV); on Debian and Ubuntu install python3-venv" >&2; exit 1; }; \
+	fi; \
+	echo "── installing packages into $(VENV) (minutes the first time)"; \
+	"$(BIN)/python" -m pip install --quiet -c constraints.txt -e ".[dev]" || { \
+		echo "make: the packages could not be installed; the lines above say why" >&2; exit 1; }; \
+	touch "$@"; \
+	echo "   ok: $(VENV), $$((SECONDS - began)) s"
+
+# ---------------------------------------------------------------- using it
+
+.PHONY: demo
+demo: $(READY) ## See it work: a model writes training data, learns from it, and is measured
+	@$(BIN)/python -m aios seal ab-test --config examples/demo.yaml --input examples/passages.jsonl
+
+.PHONY: bench
+bench: $(BENCHES:%=bench-%) ## Run all benchmarks; each writes benchmarks/results/NAME.json
+	$(if $(BENCHES),,@echo "no benchmarks in benchmarks/")
+
+.PHONY: $(BENCHES:%=bench-%)
+$(BENCHES:%=bench-%): bench-%: $(READY)
+	$(call step,bench-$*,$(BIN)/python benchmarks/$(subst -,_,$*).py)
+
+.PHONY: docs
+docs: $(READY) ## Build the documentation into site/
+	$(call step,documentation,$(BIN)/python -m mkdocs build --strict)
+
+# ---------------------------------------------------------------- checking it
+
+.PHONY: test
+test: $(READY) ## Run all tests that this machine can run, with coverage
+	$(call step,all tests with coverage,$(BIN)/python -m pytest -q -m "$(ALL)" --cov --cov-report=term $(PYTEST))
+
+.PHONY: check
+check: $(READY) ## Check style, types, layers, documentation, and run the fast tests
+	$(call step,format,$(BIN)/ruff format --check --quiet .)
+	$(call step,lint,$(BIN)/ruff check --quiet .)
+	$(call step,types,$(BIN)/mypy --no-error-summary)
+	$(call step,layers,$(BIN)/lint-imports --no-logo)
+	$(call step,documentation,$(BIN)/python -m mkdocs build --strict)
+	$(call step,fast tests,$(BIN)/python -m pytest -q -m "$(FAST)" $(PYTEST))
+
+.PHONY: format
+format: $(READY) ## Format the code and repair what ruff can repair
+	@$(BIN)/ruff check --fix --quiet . || true
+	@$(BIN)/ruff format .
+
+# ---------------------------------------------------------------- cleaning up
+
+.PHONY: clean
+clean: ## Remove what builds and checks leave; keeps .venv and artifacts/
+	@rm -rf build dist site htmlcov .coverage .coverage.* coverage.xml
+	@rm -rf .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+	@find $(wildcard src tests scripts experiments benchmarks) -name __pycache__ -type d -prune -exec rm -rf {} +
+	@echo "removed builds and caches; .venv and artifacts/ are kept"
+
+.PHONY: distclean
+distclean: clean ## The same, and .venv
+	@rm -rf "$(VENV)"
