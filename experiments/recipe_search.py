@@ -192,7 +192,8 @@ def search(data: Path, count: int, only: str) -> None:
     passages = list(read_passages(data, on_reject=lambda reject: None))[:count]
     model = aios.load_model()
     trainer = load_trainer(aios.load_config(), model)
-    selection, report = [], []
+    selection: list[ScoreRequest] = []
+    report: list[ScoreRequest] = []
     for passage in passages:
         for number, question in enumerate(passage.questions):
             prompt = f"Question: {question.question}\nAnswer:"

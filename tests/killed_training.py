@@ -12,7 +12,12 @@ from aios.backends.torch_lm import TorchLM
 from aios.core.types import LoraRecipe, ScoreRequest, TrainExample, TrainingJob
 from tests.tiny_model import source_of
 
-TEXTS = ("The mill was built in 1871.", "Its wheel turns.", "Ada Brandt was the miller.", "A flood.")
+TEXTS = (
+    "The mill was built in 1871.",
+    "Its wheel turns.",
+    "Ada Brandt was the miller.",
+    "A flood.",
+)
 RECIPE = LoraRecipe(
     rank=4, alpha=8, dropout=0.1, learning_rate=1e-2, epochs=8, batch_size=1, schedule="cosine"
 )

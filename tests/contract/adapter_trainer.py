@@ -248,7 +248,10 @@ def resuming_a_finished_training_gives_it_again(bench: Workbench) -> None:
 
 
 def resuming_where_nothing_is_starts(bench: Workbench) -> None:
-    fresh, resumed = bench.trainer.fit(bench.job("a")), bench.trainer.fit(bench.job("b", resume=True))
+    fresh, resumed = (
+        bench.trainer.fit(bench.job("a")),
+        bench.trainer.fit(bench.job("b", resume=True)),
+    )
     assert files_of(fresh) == files_of(resumed)
 
 

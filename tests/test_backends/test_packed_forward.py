@@ -66,6 +66,16 @@ def plain_logprob(model: Any, request: ScoreRequest) -> float:
     )
 
 
+def greedy_text(model: Any, prompt: str, tokens: int) -> str:
+    """What the model writes by its plain forward pass, without a cache or padding."""
+    ids = torch.tensor([TOKENIZER(prompt)["input_ids"]])
+    with torch.inference_mode():
+        for _ in range(tokens):
+            token = model(input_ids=ids).logits[:, -1].argmax(dim=-1, keepdim=True)
+            ids = torch.cat([ids, token], dim=1)
+    return str(TOKENIZER.decode(ids[0, -tokens:].tolist(), skip_special_tokens=True))
+
+
 @pytest.mark.parametrize(
     ("config", "attention", "settings"),
     [
@@ -99,16 +109,12 @@ def test_scores_and_greedy_texts_are_those_of_the_model_itself(
     lm = TorchLM(model, TOKENIZER)
     for score, request in zip(lm.score(REQUESTS), REQUESTS, strict=True):
         assert score.logprob == pytest.approx(plain_logprob(model, request), abs=1e-4)
-    prompt = REQUESTS[0].prompt + REQUESTS[0].continuation  # longer than the sliding windows
+    long = REQUESTS[0].prompt + REQUESTS[0].continuation  # longer than the sliding windows
+    prompts = [long, "Stones are"]
     greedy = SamplingParams(temperature=0.0, max_new_tokens=6)
-    ((completion,),) = lm.generate([GenerationRequest(prompt, (1,), greedy)])
-    ids = torch.tensor([TOKENIZER(prompt)["input_ids"]])
-    with torch.inference_mode():
-        for _ in range(completion.tokens):
-            token = model(input_ids=ids).logits[:, -1].argmax(dim=-1, keepdim=True)
-            ids = torch.cat([ids, token], dim=1)
-    wanted = ids[0, -completion.tokens :].tolist()
-    assert completion.text == TOKENIZER.decode(wanted, skip_special_tokens=True)
+    written = lm.generate([GenerationRequest(prompt, (1,), greedy) for prompt in prompts])
+    for prompt, (completion,) in zip(prompts, written, strict=True):
+        assert completion.text == greedy_text(model, prompt, completion.tokens)
 
 
 @pytest.mark.parametrize(
@@ -163,4 +169,4 @@ def test_a_decoder_that_is_not_what_the_output_layer_reads_is_refused(
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_a_plain_model_passes_in_any_precision(dtype: torch.dtype) -> None:
-    assert examine(build_llama().to(dtype).eval()) is True
+    assert examine(build_llama().eval().type(dtype)) is True

@@ -184,9 +184,7 @@ def test_an_empty_stop_text_stops_nothing(lm: TorchLM) -> None:
 
 def test_a_deadline_in_the_past_keeps_one_token_and_says_so(lm: TorchLM) -> None:
     late = replace(request(PROMPTS[0], 1, 2, like=WARM), deadline_seconds=0.0)
-    for completion, whole in zip(
-        lm.generate([late])[0], write(lm, PROMPTS[0], 1, 2), strict=True
-    ):
+    for completion, whole in zip(lm.generate([late])[0], write(lm, PROMPTS[0], 1, 2), strict=True):
         assert (completion.tokens, completion.finish_reason) == (1, "deadline")
         assert whole.text.startswith(completion.text.rstrip("\ufffd"))
 
@@ -225,9 +223,7 @@ def test_tokens_are_drawn_with_the_probabilities_of_the_softmax(
     lm: TorchLM, temperature: float
 ) -> None:
     drawn = draw_first_tokens(lm, 3000, temperature=temperature, top_p=1.0)
-    statistic, freedom = chi_square(
-        drawn, next_token_probabilities(lm, PROMPTS[0], temperature)
-    )
+    statistic, freedom = chi_square(drawn, next_token_probabilities(lm, PROMPTS[0], temperature))
     assert freedom > 20
     assert abs(statistic - freedom) < 4 * (2 * freedom) ** 0.5
 

@@ -208,7 +208,7 @@ def test_a_model_that_has_adapters_already_is_refused() -> None:
 
 def load(folder: Path, **options: str) -> TorchLM:
     settings = {"device": "cpu", "dtype": "float32", **options}
-    return TorchLM.load(source_of(folder), threads=1, **settings)  # type: ignore[arg-type]
+    return TorchLM.load(source_of(folder), threads=1, **settings)
 
 
 def test_a_loaded_model_has_the_name_and_digest_of_its_source(lm: TorchLM) -> None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -18,7 +19,7 @@ SENTENCES = [
 ]
 WORDS = st.sampled_from(
     "The Brellow engine Osanne Verrick 4 March 1871 38 9,200 1.5km 12% $3.50 twelve hundred of in "
-    "because if until silt drains U.S. Émile Łódź the and was 1904, (the) — … 'tis mill-race é".split()
+    "because if until silt U.S. Émile Łódź the and was 1904, (the) — … 'tis mill-race é".split()
 )
 TEXTS = st.one_of(st.lists(WORDS, max_size=25).map(" ".join), st.text(max_size=80))
 
@@ -153,5 +154,5 @@ def test_spans_do_not_overlap_but_for_clauses(sentence: str) -> None:
     assert len({(span.start, span.end) for span in found}) == len(found)
     for group in ("clause", "other"):
         spans = [span for span in found if (span.kind == "clause") == (group == "clause")]
-        for first, second in zip(spans, spans[1:], strict=False):
+        for first, second in pairwise(spans):
             assert first.end <= second.start

@@ -88,12 +88,11 @@ def test_at_most_four_blanks_a_sentence_and_facts_before_phrases() -> None:
     )
     items = cloze_items(sentence, seed=3)
     assert len(items) == 4
-    assert {parts(item)[1] for item in items} == {
-        "1871",
-        "Osanne Verrick and Tam Orrel",
-        "38 tonnes",
-    } | {
-        parts(item)[1] for item in items if parts(item)[1] in ("larch", "gate", "old yard", "hill")
+    asked = {parts(item)[1] for item in items}
+    assert asked > {"1871", "Osanne Verrick and Tam Orrel", "38 tonnes"}
+    assert asked < {"1871", "Osanne Verrick and Tam Orrel", "38 tonnes", "larch", "gate"} | {
+        "old yard",
+        "hill",
     }
     assert len(cloze_items(sentence, seed=3, per_sentence=1)) == 1
 

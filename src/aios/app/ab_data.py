@@ -170,7 +170,7 @@ def _make_edits(job: ABJob, passages: tuple[Passage, ...]) -> list[PassageEdits]
         generator = build_generator(
             job.config, job.model, job.recipe, cache=cache, emit=job.run.emit
         )
-        digest = content_hash([asdict(passage) for passage in passages])
+        digest = content_hash([(p.id, p.title, p.text) for p in passages])
         fingerprint = generation_fingerprint(job.config, digest, generator)
         return journalled_edits(job.run, generator, passages, fingerprint, job.should_stop)
 

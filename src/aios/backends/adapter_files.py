@@ -3,7 +3,8 @@
 A training's folder holds, when finished, ``adapter_config.json`` and
 ``adapter_model.safetensors`` (PEFT's layout, of the best checkpoint), and ``training.json`` (the
 learning curve). While it runs, ``checkpoints/step-<n>/`` holds weights, optimiser moments and
-counters: the last evaluation's and the best one's. Only safetensors and JSON are ever read.
+counters: the newest ones and those of the best evaluation. Only safetensors and JSON are ever
+read.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import json
 import re
 import shutil
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -43,8 +44,7 @@ _MAX_WEIGHTS_BYTES = 8 << 30
 _MAX_RANK = 4096
 _PLAIN_NAME = re.compile(r"[\w.-]+")
 _READ_KEYS = frozenset(
-    "r lora_alpha lora_dropout target_modules task_type use_rslora rank_pattern alpha_pattern "
-    "fan_in_fan_out".split()
+    "r lora_alpha target_modules use_rslora rank_pattern alpha_pattern fan_in_fan_out".split()
 )
 _OTHER_FORWARD = (  # with these an adapter computes something else than W + B A
     "use_dora use_qalora use_bdlora lora_bias modules_to_save layer_replication target_parameters "
@@ -172,44 +172,65 @@ class AdapterFolder:
         if not folders:
             return None
         folder = folders[-1]
-        record = read_json(folder / _STATE)
-        if not isinstance(record, dict) or record.pop("fingerprint", None) != self.fingerprint:
-            raise UsageError(
-                f"the checkpoint in {self._checkpoints} is of a training with other data or "
-                "settings",
-                "start over with --overwrite, or resume with the settings of before",
-            )
+        state = self._state(folder / _STATE, read_json(folder / _STATE))
         try:
-            state = TrainingState(**record)
-            state.curve = [CurvePoint(**point) for point in record["curve"]]
             weights = _tensors(folder / ADAPTER_WEIGHTS)
             return state, weights, _tensors(folder / _MOMENTS)
-        except (SafetensorError, TypeError, KeyError) as error:
-            raise StorageError(
-                f"the checkpoint {folder} is damaged: {error}",
-                "start over with --overwrite, or restore it from a copy",
-            ) from error
+        except SafetensorError as error:
+            raise _damaged(folder, error) from error
 
     def finish(self, state: TrainingState) -> AdapterRef:
-        """Puts the best checkpoint's adapter and the learning curve into the folder."""
+        """Puts the best checkpoint's adapter and the learning curve into the folder.
+
+        The checkpoints, which are no longer needed, are removed.
+        """
         best = self._checkpoint(state.best_point().step)
         for name in (ADAPTER_CONFIG, ADAPTER_WEIGHTS):
             atomic_write_bytes(self.root / name, read_bytes(best / name, _MAX_WEIGHTS_BYTES))
-        atomic_write_json(
-            self.root / TRAINING_RECORD,
-            {
-                "base_digest": self.base_digest,
-                "fingerprint": self.fingerprint,
-                "best_step": state.best_point().step,
-                "curve": [asdict(p) for p in state.curve],
-            },
-        )
-        return adapter_ref(self.root, self.base_digest)
+        adapter = adapter_ref(self.root, self.base_digest)
+        record = {
+            "base_digest": self.base_digest,
+            "adapter_digest": adapter.digest,
+            "best_step": state.best_point().step,
+            "fingerprint": self.fingerprint,
+            **asdict(state),
+        }
+        atomic_write_json(self.root / TRAINING_RECORD, record)
+        shutil.rmtree(self._checkpoints, ignore_errors=True)
+        return adapter
 
+    def finished(self) -> tuple[TrainingState, AdapterRef] | None:
+        """The outcome of this training if it ran to its end, or None.
 
-def discard_checkpoints(output_dir: Path) -> None:
-    """Removes the checkpoints of a training that is finished and needs no resuming."""
-    shutil.rmtree(output_dir / "checkpoints", ignore_errors=True)
+        Raises:
+            UsageError: What is there is of a training with other data or settings.
+            StorageError: It is damaged.
+        """
+        record = read_json(self.root / TRAINING_RECORD, default=None)
+        if record is None:
+            return None
+        state = self._state(self.root / TRAINING_RECORD, record)
+        try:
+            adapter = adapter_ref(self.root, self.base_digest)
+        except ModelError as error:
+            raise _damaged(self.root, error) from error
+        if adapter.digest != record.get("adapter_digest"):
+            raise _damaged(self.root, "the adapter is not the one that was trained")
+        return state, adapter
+
+    def _state(self, path: Path, record: Any) -> TrainingState:
+        """The state in a record of ours, which must be of this training."""
+        if not isinstance(record, dict) or record.get("fingerprint") != self.fingerprint:
+            raise UsageError(
+                f"what is in {path.parent} is of a training with other data or settings",
+                "start over with --overwrite, or resume with the settings of before",
+            )
+        try:
+            state = TrainingState(**{f.name: record[f.name] for f in fields(TrainingState)})
+            state.curve = [CurvePoint(**point) for point in record["curve"]]
+        except (TypeError, KeyError) as error:
+            raise _damaged(path, error) from error
+        return state
 
 
 def adapter_ref(folder: Path, base_digest: str) -> AdapterRef:
@@ -265,26 +286,21 @@ def _checked_config(folder: Path, config: Any) -> dict[str, Any]:
     read = {key: value for key, value in config.items() if key in _READ_KEYS}
     targets = read.get("target_modules")
     names = [targets] if isinstance(targets, str) else targets
-    ranks = {"": read.get("r"), **_mapping(read.get("rank_pattern"))}
-    scales = {"": read.get("lora_alpha"), **_mapping(read.get("alpha_pattern"))}
+    ranks, scales = (read.get(key) or {} for key in ("rank_pattern", "alpha_pattern"))
     plain = (
         isinstance(names, list)
-        and all(_is_plain(name) for name in (*names, *ranks, *scales) if name != "")
-        and all(type(r) is int and 1 <= r <= _MAX_RANK for r in ranks.values())
-        and all(type(a) in (int, float) for a in scales.values())
-        and type(read.get("lora_dropout", 0.0)) in (int, float)
+        and isinstance(ranks, dict)
+        and isinstance(scales, dict)
+        and all(_is_plain(name) for name in (*names, *ranks, *scales))
+        and all(type(r) is int and 1 <= r <= _MAX_RANK for r in (read.get("r"), *ranks.values()))
+        and all(type(a) in (int, float) for a in (read.get("lora_alpha"), *scales.values()))
     )
     if not plain:
         raise ModelError(
             f"{folder / ADAPTER_CONFIG} holds ranks, scales or module names of an unknown kind",
             "use an adapter that PEFT or AI-OS has saved",
         )
-    return {**read, "lora_dropout": 0.0}
-
-
-def _mapping(value: object) -> Mapping[str, object]:
-    """A pattern's table; what is none becomes one that no check accepts."""
-    return value if isinstance(value, dict) else {} if value is None else {"pattern": value}
+    return {**read, "task_type": "CAUSAL_LM"}
 
 
 def _is_plain(name: object) -> bool:
@@ -309,6 +325,13 @@ def plain_config(config: Any, base_name: str) -> dict[str, Any]:
 
 def _json_value(value: object) -> object:
     return sorted(value) if isinstance(value, (set, frozenset)) else str(value)
+
+
+def _damaged(path: Path, reason: object) -> StorageError:
+    return StorageError(
+        f"the training in {path} is damaged: {reason}",
+        "start over with --overwrite, or restore it from a copy",
+    )
 
 
 def _safetensors(tensors: Mapping[str, Tensor]) -> bytes:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
+from contextlib import ExitStack
 
 import torch
 from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model
@@ -88,15 +89,17 @@ class TorchAdapterTrainer:
                 "train the expert again, or restore the file from a copy",
             )
         name = self.base.new_adapter_name()
-        try:
-            self._add(name, LoraConfig(**config))
-            fill(adapter_parameters(self.base.model, name), weights)
-        except ValueError as error:
-            self._drop(name)
-            raise AdapterMismatchError(
-                f"adapter {adapter.path} does not fit {self.base.name}: {error}",
-                "load the base model that it was trained on",
-            ) from error
+        with ExitStack() as on_failure, memory_errors("attach an adapter"):
+            on_failure.callback(self._drop, name)
+            try:
+                self._add(name, LoraConfig(**config))
+                fill(adapter_parameters(self.base.model, name), weights)
+            except ValueError as error:
+                raise AdapterMismatchError(
+                    f"adapter {adapter.path} does not fit {self.base.name}: {error}",
+                    "load the base model that it was trained on",
+                ) from error
+            on_failure.pop_all()
         return self.base.view(name, adapter.digest)
 
     def detach(self, model: LanguageModel) -> None:

@@ -77,7 +77,7 @@ def encode(tokenizer: Any, text: str, loss_spans: Sequence[tuple[int, int]]) -> 
     for i, (start, end) in enumerate(offsets):
         begin = min(start, reached)  # tokenizers leave white space before a word out of its range
         reached = max(reached, end)
-        if i and any(begin < stop and end > first for first, stop in loss_spans):
+        if i and any(max(begin, first) < min(end, stop) for first, stop in loss_spans):
             labels[i] = ids[i]
     return Encoded(tuple(ids), tuple(labels))
 

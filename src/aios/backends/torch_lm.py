@@ -219,9 +219,9 @@ class TorchLM:
         encoded = [self.encode_request(r) for r in requests]
         order = sorted(range(len(encoded)), key=lambda i: (len(encoded[i].ids), encoded[i].ids))
         scores: list[Score | None] = [None] * len(encoded)
+        row_tokens = self.row_tokens() if encoded else 0
         with self.active() as model, torch.inference_mode(), memory_errors("score"):
-            lengths = (len(encoded[i].ids) for i in order)
-            for members in fill_rows(lengths, self.row_tokens() if encoded else 0):
+            for members in fill_rows((len(encoded[i].ids) for i in order), row_tokens):
                 indices = [order[m] for m in members]
                 row = pack([encoded[i] for i in indices], self.device)
                 for i, score in zip(indices, _score_row(model, row, len(indices)), strict=True):
@@ -253,13 +253,13 @@ class TorchLM:
             ModelError: The model cannot be scored or trained (see `packed_forward.examine`).
         """
         if self._weights.row_tokens is None:
-            with self.active() as model:
+            with self.active() as model, memory_errors("examine the model"):
                 self._weights.row_tokens = _ROW_TOKENS if examine(model) else 0
         return self._weights.row_tokens
 
     @contextmanager
     def active(self) -> Iterator[Any]:
-        """The module with this view's adapter on and all others off."""
+        """The module with this view's adapter on and all others off; must not be nested."""
         model = self.model
         adapters = model.peft_config if isinstance(model, PeftModel) else {}
         if self._adapter is not None and self._adapter not in adapters:

@@ -28,7 +28,7 @@ from aios.core.errors import NonFiniteError, RunInterrupted, StorageError
 from aios.core.events import Evaluated, StageFinished, StageProgress, StageStarted
 from aios.core.protocols import Emit, ShouldStop
 from aios.core.seeds import derive
-from aios.core.types import CurvePoint, TrainingJob, TrainingResult
+from aios.core.types import AdapterRef, CurvePoint, TrainingJob, TrainingResult
 
 _MOMENTS = ("step", "exp_avg", "exp_avg_sq")  # AdamW's state of a parameter
 _COMMIT_SECONDS = 60.0  # a killed training loses no more than this
@@ -73,6 +73,10 @@ class TrainingRun:
     def run(self) -> TrainingResult:
         """Steps through the plan; evaluates, keeps the best, commits the state at evaluations."""
         reset_peak_memory(self.learner.device)
+        finished = self.folder.finished() if self.job.resume else None
+        if finished is not None:
+            self.state, adapter = finished
+            return self._result(adapter)
         self._restore()
         total = self.plan.tokens[-1]
         self.emit(StageStarted(f"train {self.name}", total, "tokens"))
@@ -95,6 +99,9 @@ class TrainingRun:
             self.emit(StageProgress(f"train {self.name}", self._tokens_done(), self._note()))
         adapter = self.folder.finish(self.state)
         self.emit(StageFinished(f"train {self.name}", self.state.seconds, self._note()))
+        return self._result(adapter)
+
+    def _result(self, adapter: AdapterRef) -> TrainingResult:
         return TrainingResult(
             adapter=adapter,
             curve=tuple(self.state.curve),
@@ -266,8 +273,9 @@ def fill(parameters: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> Non
     Raises:
         ValueError: A name or a shape differs.
     """
-    for name in sorted(parameters.keys() ^ weights.keys()):
-        raise ValueError(f"{name} is {'missing' if name in parameters else 'unknown'}")
+    odd = sorted(parameters.keys() ^ weights.keys())
+    if odd:
+        raise ValueError(f"{odd[0]} is {'missing' if odd[0] in parameters else 'unknown'}")
     for name, parameter in parameters.items():
         if parameter.shape != weights[name].shape:
             found, wanted = tuple(weights[name].shape), tuple(parameter.shape)
