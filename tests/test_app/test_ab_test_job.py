@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import errno
 import json
+import os
 import random
 import shutil
 from pathlib import Path
@@ -13,7 +14,6 @@ from aios.app import ab_test as job_module
 from aios.app.ab_test import ABReport, run_ab_test
 from aios.backends.scripted import Faults, ScriptedModel
 from aios.backends.scripted_training import ScriptedTrainer
-from aios.core import files
 from aios.core.config.schemas import Config
 from aios.core.errors import (
     BackendError,
@@ -590,7 +590,7 @@ def test_a_disk_that_fills_at_the_end_loses_no_arm(
     monkeypatch: pytest.MonkeyPatch,
     failing: str,
 ) -> None:
-    replace = files.os.replace
+    replace = os.replace
 
     def full(source: Any, target: Any) -> None:
         if Path(target).name == failing:
@@ -598,7 +598,7 @@ def test_a_disk_that_fills_at_the_end_loses_no_arm(
         replace(source, target)
 
     with monkeypatch.context() as patch:
-        patch.setattr(files.os, "replace", full)
+        patch.setattr(os, "replace", full)
         with pytest.raises(StorageError, match="disk full"):
             run_ab_test(config, data, output=output)
     assert not (output / failing).exists()

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import errno
 import json
+import os
 import random
 from collections import Counter
 from pathlib import Path
@@ -13,7 +14,6 @@ from aios.app import generate as generate_module
 from aios.app.cache import open_cache, warm_cache
 from aios.app.generate import generate_edits, plan_generation, preview_edits
 from aios.backends.scripted import Faults, ScriptedModel
-from aios.core import files
 from aios.core.config.schemas import Config
 from aios.core.data.writers import read_edits
 from aios.core.errors import (
@@ -490,16 +490,16 @@ def test_two_runs_for_one_output_do_not_meet(
 
 def fail_after(monkeypatch: pytest.MonkeyPatch, calls: int, number: int) -> None:
     """Lets the file layer write so many times, and then no more."""
-    write, left = files.os.write, calls
+    write, left = os.write, calls
 
     def failing(fd: int, data: Any) -> int:
         nonlocal left
         left -= 1
         if left < 0:
             raise OSError(number, "No space left on device")
-        return write(fd, data)
+        return int(write(fd, data))
 
-    monkeypatch.setattr(files.os, "write", failing)
+    monkeypatch.setattr(os, "write", failing)
 
 
 @pytest.mark.parametrize("calls", [0, 1, 2, 5, 9, 14, 22, 30])

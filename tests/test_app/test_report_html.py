@@ -310,6 +310,6 @@ def test_numbers_are_written_for_people() -> None:
 def test_a_long_legend_takes_another_row() -> None:
     series = [svg.Series(f"an arm with a long name {n}", n, [(0, 1)]) for n in range(6)]
     chart = svg.line_chart(series, id="c", title="t", desc="d", x_label="x", y_label="y")
-    tops = {m for m in re.findall(r'y="([\d.]+)"[^>]*class="ink"', chart)}
+    tops = set(re.findall(r'y="([\d.]+)"[^>]*class="ink"', chart))
     assert len(tops) == 3
     ElementTree.fromstring(chart)

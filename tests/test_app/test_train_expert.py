@@ -14,7 +14,6 @@ from aios.app import train_expert as job_module
 from aios.app.train_expert import ExpertReport, train_expert
 from aios.backends.scripted import Faults, ScriptedModel
 from aios.backends.scripted_training import ScriptedTrainer
-from aios.core import files
 from aios.core.config.schemas import Config
 from aios.core.errors import (
     BackendError,
@@ -511,7 +510,7 @@ def test_a_disk_that_fills_while_publishing_loses_nothing(
     monkeypatch: pytest.MonkeyPatch,
     failing: str,
 ) -> None:
-    replace_file = files.os.replace
+    replace_file = os.replace
 
     def full(source: Any, target: Any) -> None:
         if Path(target).name == failing:
@@ -519,7 +518,7 @@ def test_a_disk_that_fills_while_publishing_loses_nothing(
         replace_file(source, target)
 
     with monkeypatch.context() as patch:
-        patch.setattr(files.os, "replace", full)
+        patch.setattr(os, "replace", full)
         with pytest.raises(StorageError, match="disk full"):
             train_expert(config, "mills", data)
     if failing in ("adapter_config.json", "README.md"):

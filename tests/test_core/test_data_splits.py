@@ -343,3 +343,16 @@ def test_the_splits_feed_the_probes(tmp_path: Path) -> None:
     probes = make_probes(selection), make_probes(report)
     assert [len(side) for side in probes] == [6, 18]
     assert not {p.id for p in probes[0]} & {p.id for p in probes[1]}
+
+
+def test_parts_of_one_passage_stay_on_one_side() -> None:
+    parts = [
+        Passage.make(f"{word} text number {n}, about {word} things alone.", id=f"{word}#{n}")
+        for word in ("alpha", "bravo", "cargo", "delta", "eagle")
+        for n in (1, 2, 3)
+    ]
+    for seed in range(10):
+        train, validation = split_by_group(parts, 0.3, seed)
+        sides = [{p.id.split("#")[0] for p in side} for side in (train, validation)]
+        assert validation
+        assert not sides[0] & sides[1]

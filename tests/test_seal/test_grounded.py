@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aios.backends.scripted import Faults, ScriptedModel
+from aios.backends.scripted import Faults, Script, ScriptedModel
 from aios.core.data.readers import read_passages
 from aios.core.data.splitting import split_sentences
 from aios.core.errors import BackendError
@@ -141,7 +141,7 @@ def test_the_prompt_text_follows_the_passage() -> None:
 
 # ------------------------------------------------------------ self-qa-grounded
 
-QUESTIONS = {
+QUESTIONS: Script = {
     "Answer: 1871\nQuestion:": ["When was the Brellow engine built?"],
     "Answer: Osanne Verrick\nQuestion:": ["Who was Osanne Verrick?"],  # gives its answer away
     "Answer: 9,200 litres\nQuestion:": ["How much does it lift"],  # unfinished

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
-from typing import Any, Union
+from typing import Any
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,18 +131,18 @@ class RunFinished:
     summary: str = ""
 
 
-Event = Union[
-    RunStarted,
-    StageStarted,
-    StageProgress,
-    StageFinished,
-    PassageGenerated,
-    Dropped,
-    Evaluated,
-    WorkFailed,
-    Notice,
-    RunFinished,
-]
+Event = (
+    RunStarted
+    | StageStarted
+    | StageProgress
+    | StageFinished
+    | PassageGenerated
+    | Dropped
+    | Evaluated
+    | WorkFailed
+    | Notice
+    | RunFinished
+)
 
 _TYPES: dict[str, type[Any]] = {
     t.__name__: t

@@ -47,17 +47,13 @@ def split_by_group(
     if fraction == 0 or not passages:
         return tuple(passages), ()
     numbers = near_duplicate_groups([passage.text for passage in passages], threshold)
-    groups: dict[int, list[Passage]] = {}
-    for number, passage in zip(numbers, passages, strict=True):
-        groups.setdefault(number, []).append(passage)
+    groups = _with_parts_together(passages, numbers)
     if len(groups) < 2:
         raise DataError(
             f"{len(passages)} passages form one near-duplicate group and cannot be split",
             "Add passages with other texts, or set the validation share to 0.",
         )
-    order = sorted(
-        groups.values(), key=lambda group: derive(seed, "split", min(p.id for p in group))
-    )
+    order = sorted(groups, key=lambda group: derive(seed, "split", min(p.id for p in group)))
     target = fraction * len(passages)
     drawn: set[str] = set()
     for group in order:
@@ -70,6 +66,25 @@ def split_by_group(
         tuple(passage for passage in passages if passage.id not in drawn),
         tuple(passage for passage in passages if passage.id in drawn),
     )
+
+
+def _with_parts_together(
+    passages: Sequence[Passage], numbers: Sequence[int]
+) -> list[list[Passage]]:
+    """Near-duplicate groups, joined where they hold parts (``<id>#1``, …) of one passage."""
+    group_of: dict[str, int] = {}  # near-duplicate groups and whole passages, by name
+    groups: dict[int, list[Passage]] = {}
+    for number, passage in zip(numbers, passages, strict=True):
+        parent, mark, part = passage.id.rpartition("#")
+        whole = parent if mark and part.isdecimal() else passage.id
+        known = {group_of[k] for k in (f"group {number}", f"id {whole}") if k in group_of}
+        home = min(known, default=len(group_of))
+        for other in known - {home}:
+            groups[home] += groups.pop(other)
+            group_of.update({k: home for k, v in group_of.items() if v == other})
+        groups.setdefault(home, []).append(passage)
+        group_of[f"group {number}"] = group_of[f"id {whole}"] = home
+    return list(groups.values())
 
 
 QuestionsByPassage = dict[str, tuple[Question, ...]]
