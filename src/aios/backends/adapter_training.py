@@ -20,7 +20,7 @@ from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model
 from transformers.pytorch_utils import Conv1D
 
 from aios.backends.adapter_files import ADAPTER_WEIGHTS, adapter_ref, read_adapter
-from aios.backends.devices import memory_errors
+from aios.backends.devices import memory_errors, release_memory
 from aios.backends.encoding import Encoded, encode
 from aios.backends.torch_lm import TorchLM
 from aios.backends.training_plan import plan_steps
@@ -170,3 +170,4 @@ class TorchAdapterTrainer:
             model.delete_adapter(name)
         else:
             self.base.model = model.unload()
+        release_memory(self.base.device)
