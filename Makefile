@@ -30,9 +30,6 @@ step = @began=$$SECONDS; echo "── $(1)"; if $(2); then echo "   ok: $(1), $$
 export PYTHONUTF8 := 1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export NO_MKDOCS_2_WARNING := 1
-# Threads that wait do not spin: on a machine with other work, spinning makes torch several times
-# slower.
-export OMP_WAIT_POLICY ?= PASSIVE
 
 .PHONY: help
 help: ## List the targets
