@@ -29,6 +29,8 @@ def split_by_group(
 ) -> tuple[tuple[Passage, ...], tuple[Passage, ...]]:
     """Splits passages into training and validation; near-duplicates stay together.
 
+    So do the parts that a long passage was split into, unless there is no other passage.
+
     Args:
         passages: Passages with unique ids.
         fraction: Share of the passages for validation, in [0, 1). What is drawn comes as close to
@@ -48,6 +50,11 @@ def split_by_group(
         return tuple(passages), ()
     numbers = near_duplicate_groups([passage.text for passage in passages], threshold)
     groups = _with_parts_together(passages, numbers)
+    if len(groups) < 2:  # one long document: its parts are all there is to split
+        groups = [
+            [p for p, n in zip(passages, numbers, strict=True) if n == number]
+            for number in dict.fromkeys(numbers)
+        ]
     if len(groups) < 2:
         raise DataError(
             f"{len(passages)} passages form one near-duplicate group and cannot be split",
