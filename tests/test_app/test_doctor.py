@@ -174,7 +174,7 @@ def test_little_memory_is_a_warning(config: Config, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(doctor, "_container_memory_left", lambda: 10**9)
     check = examine(config)["memory"]
     assert check.status == "warning"
-    assert check.detail.startswith("1.0 GB free, about 2.6 GB needed")
+    assert check.detail.startswith("1.0 GB free, about 4.3 GB needed")
 
 
 def test_a_container_limit_counts_as_memory(
