@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import random
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from aios.core.data.splitting import split_sentences
 from aios.core.protocols import LanguageModel
@@ -39,14 +39,24 @@ _RANK = {"date": 0, "number": 0, "name": 0, "clause": 1, "phrase": 2}
 _NEXT_PAIR = re.compile(r"\n(?=Question: )")
 
 
-class ClozeStrategy(SelfEditStrategy):
+class AnswerFirstStrategy(SelfEditStrategy):
+    """Base of the strategies whose completions are question-answer pairs put together here."""
+
+    parser_version = 1
+
+    def parse_output(
+        self, completion: str, passage: Passage, *, finish_reason: FinishReason | None = None
+    ) -> list[str]:
+        """The pairs, word for word; equal ones once."""
+        return list(dict.fromkeys(_NEXT_PAIR.split(completion))) if completion else []
+
+
+class ClozeStrategy(AnswerFirstStrategy):
     """Fill-in-the-blank questions from a passage's sentences (``cloze``).
 
     The seed chooses which spans are asked for where a sentence has more than four, so several
     candidates of a passage differ in their blanks.
     """
-
-    parser_version = 1
 
     def prompt_text(self, model: LanguageModel, passage: Passage) -> str:
         """The passage: nothing else determines the edits but the seed."""
@@ -65,12 +75,6 @@ class ClozeStrategy(SelfEditStrategy):
             [Completion("\n".join(cloze_items(p.text, seed)), 0, "stop", seed) for seed in seeds_of]
             for p, seeds_of in zip(passages, seeds, strict=True)
         ]
-
-    def parse_output(
-        self, completion: str, passage: Passage, *, finish_reason: FinishReason | None = None
-    ) -> list[str]:
-        """The question-answer pairs."""
-        return _pairs(completion)
 
 
 _ASK = """\
@@ -95,10 +99,8 @@ _WORDING = SamplingParams(temperature=0.3, top_p=0.9, max_new_tokens=40, stop=("
 _FOUND_AGAIN = 1.5  # nats a token: the answer's loss with the passage in view, at most
 
 
-class GroundedQAStrategy(SelfEditStrategy):
+class GroundedQAStrategy(AnswerFirstStrategy):
     """Questions that the model words for answers in the passage (``self-qa-grounded``)."""
-
-    parser_version = 1
 
     def prompt_text(self, model: LanguageModel, passage: Passage) -> str:
         """Prompt and passage; the sentences and answers follow from the seed."""
@@ -121,7 +123,7 @@ class GroundedQAStrategy(SelfEditStrategy):
     def _candidate(
         self, model: LanguageModel, passage: Passage, seed: int, deadline_seconds: float | None
     ) -> Completion:
-        wanted = _sentences_and_answers(passage.text, seed)
+        wanted = [(s, s[span.start : span.end]) for s, span in _asked(passage.text, seed)]
         share = deadline_seconds / len(wanted) if deadline_seconds and wanted else None
         requests = [
             GenerationRequest(
@@ -140,12 +142,6 @@ class GroundedQAStrategy(SelfEditStrategy):
         late = any(completion.finish_reason == "deadline" for completion in worded)
         tokens = sum(completion.tokens for completion in worded)
         return Completion(text, tokens, "deadline" if late else "stop", seed)
-
-    def parse_output(
-        self, completion: str, passage: Passage, *, finish_reason: FinishReason | None = None
-    ) -> list[str]:
-        """The question-answer pairs."""
-        return _pairs(completion)
 
 
 def _found_again(
@@ -166,18 +162,14 @@ def _found_again(
     ]
 
 
-def _sentences_and_answers(text: str, seed: int) -> list[tuple[str, str]]:
+def _asked(
+    text: str, seed: int, per_sentence: int = _SPANS_A_SENTENCE
+) -> Iterator[tuple[str, AnswerSpan]]:
+    """The sentences of a text with the spans that are asked for, in order."""
     rng = random.Random(seed)
-    return [
-        (sentence, sentence[span.start : span.end])
-        for sentence in split_sentences(text)
-        for span in _chosen(sentence, rng, _SPANS_A_SENTENCE)
-    ]
-
-
-def _pairs(completion: str) -> list[str]:
-    """The pairs of a completion that was put together here, word for word; equal ones once."""
-    return list(dict.fromkeys(_NEXT_PAIR.split(completion))) if completion else []
+    for sentence in split_sentences(text):
+        for span in _chosen(sentence, rng, per_sentence):
+            yield sentence, span
 
 
 def cloze_items(text: str, seed: int, per_sentence: int = _SPANS_A_SENTENCE) -> list[str]:
@@ -188,13 +180,9 @@ def cloze_items(text: str, seed: int, per_sentence: int = _SPANS_A_SENTENCE) -> 
         seed: Chooses among the spans of a sentence.
         per_sentence: Most blanks made from one sentence.
     """
-    rng = random.Random(seed)
     return [
-        format_qa(
-            sentence[: span.start] + BLANK + sentence[span.end :], sentence[span.start : span.end]
-        )
-        for sentence in split_sentences(text)
-        for span in _chosen(sentence, rng, per_sentence)
+        format_qa(s[: span.start] + BLANK + s[span.end :], s[span.start : span.end])
+        for s, span in _asked(text, seed, per_sentence)
     ]
 
 
