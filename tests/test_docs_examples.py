@@ -31,9 +31,12 @@ PAGES = (
     "QUICK_START.md",
     "tutorials/SEAL_FIRST_EXPERT.md",
     "user_guide/SEAL_SELF_EDITS.md",
+    "user_guide/STRATEGIES.md",
     "user_guide/AB_TESTS.md",
     "user_guide/TRAINING.md",
     "user_guide/CONFIGURATION.md",
+    "user_guide/ENDPOINTS.md",
+    "user_guide/TELEMETRY.md",
 )
 MOST_NOT_RUN = 4  # blocks of a page that may be left out
 MOST_PEFT_LINES = 8
@@ -54,7 +57,9 @@ _BLOCK = re.compile(
 )
 _SPAN = re.compile(r"`([^`\n]+)`")
 _LINK = re.compile(r"\]\(([^)#\s]+)(?:#[^)]*)?\)")
-_SECTIONS = "model seal training data evaluation ab_test paths features recipes".split()
+_SECTIONS = (
+    "model endpoint seal training data evaluation ab_test telemetry paths features recipes".split()
+)
 _KEY = re.compile(rf"(?:{'|'.join(_SECTIONS)})(?:\.[a-z0-9_-]+)+")
 _FILE_ENDINGS = (".json", ".jsonl", ".html", ".yaml", ".safetensors")
 _TROUBLE_ROW = re.compile(r"^\| `([^`]+)` \| ", re.MULTILINE)
@@ -220,6 +225,8 @@ def test_every_reason_of_the_quality_filter_is_explained() -> None:
 def test_every_strategy_is_explained() -> None:
     table = section(read("user_guide/SEAL_SELF_EDITS.md"), "## Strategies")
     assert first_column(table.split("###")[0]) == list(known_strategies())
+    asked = section(read("user_guide/STRATEGIES.md"), "## What each asks for")
+    assert first_column(asked) == list(known_strategies())
 
 
 def test_the_metrics_document_has_the_keys_that_are_named(workplace: Path) -> None:

@@ -8,18 +8,23 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
 from dataclasses import replace
+from itertools import count, islice
 
 import pytest
 
 from aios.core.errors import BackendError
 from aios.core.protocols import LanguageModel
+from aios.core.streaming import Generated, collect
 from aios.core.types import GenerationRequest, SamplingParams, ScoreRequest
 
 PASSAGE = "Passage:\nThe mill at Orvane was built in 1871. Its wheel turns twelve stones."
 SHORT = SamplingParams(temperature=1.0, max_new_tokens=8)
 GREEDY = SamplingParams(temperature=0.0, max_new_tokens=8)
+LOOK_AHEAD = 64  # requests that a backend may take before it can begin them
+PROMPTS = ("The mill", "The wheel turns twelve", PASSAGE, "Orvane was built in", "Stones")
 
 
 def satisfies_the_protocol(model: LanguageModel) -> None:
@@ -163,6 +168,132 @@ def refuses_to_score_nothing(model: LanguageModel) -> None:
         model.score([ScoreRequest("The mill", "")])
 
 
+def _requests(*seeds: int) -> list[GenerationRequest]:
+    return [GenerationRequest(prompt, seeds, SHORT) for prompt in PROMPTS]
+
+
+def _by_index(stream: Iterator[Generated]) -> list[Generated]:
+    return sorted(stream, key=lambda generated: generated.index)
+
+
+def streams_one_outcome_a_request(model: LanguageModel) -> None:
+    outcomes = _by_index(model.stream(_requests(4, 2)))
+    assert [outcome.index for outcome in outcomes] == list(range(len(PROMPTS)))
+    for outcome in outcomes:
+        assert outcome.error is None
+        assert [completion.seed for completion in outcome.completions] == [4, 2]
+        assert outcome.seconds >= 0
+        assert outcome.retries == 0
+
+
+def streams_nothing_for_no_requests(model: LanguageModel) -> None:
+    assert list(model.stream([])) == []
+    assert list(model.stream(iter(()), width=3)) == []
+
+
+def streams_an_outcome_for_a_request_without_seeds(model: LanguageModel) -> None:
+    requests = [
+        GenerationRequest("The mill", (), SHORT),
+        GenerationRequest("The mill", (3,), SHORT),
+        GenerationRequest("The wheel", (), SHORT),
+    ]
+    outcomes = _by_index(model.stream(requests, width=1))
+    assert [[c.seed for c in outcome.completions] for outcome in outcomes] == [[], [3], []]
+    assert [outcome.error for outcome in outcomes] == [None] * 3
+    empty = model.stream([GenerationRequest("The mill", (), SHORT)] * 2)
+    assert sorted(outcome.index for outcome in empty) == [0, 1]
+
+
+def a_stream_is_what_generate_gives(model: LanguageModel) -> None:
+    requests = [*_requests(1, 2), GenerationRequest("The wheel", (), SHORT), *_requests(3)]
+    assert collect(model.stream(iter(requests))) == model.generate(requests)
+
+
+def a_stream_of_any_width_writes_everything(model: LanguageModel) -> None:
+    for width in (1, 2, 3, 100):
+        requests = [*_requests(1, 2, 3), *_requests(4)]  # some with more seeds than the width
+        written = collect(model.stream(iter(requests), width=width))
+        assert [[c.seed for c in completions] for completions in written] == [
+            list(request.seeds) for request in requests
+        ]
+        assert all(c.tokens <= SHORT.max_new_tokens for each in written for c in each)
+
+
+def a_stream_takes_requests_as_it_has_room_for_them(model: LanguageModel) -> None:
+    taken = 0
+    threads = set()
+
+    def endless() -> Iterator[GenerationRequest]:
+        nonlocal taken
+        for taken in count(1):
+            threads.add(threading.get_ident())
+            yield GenerationRequest(f"Stone {taken} of the mill", (taken,), SHORT)
+
+    seen = 0
+    for seen, _ in enumerate(islice(model.stream(endless(), width=2), 5), start=1):
+        assert taken <= seen + 2 + LOOK_AHEAD
+    assert seen == 5
+    assert threads == {threading.get_ident()}
+
+
+def a_prompt_that_is_too_long_is_its_own_requests_error(model: LanguageModel) -> None:
+    long = GenerationRequest("word " * (model.context_length + 1), (1, 2), SHORT)
+    requests = [*_requests(1), long, *_requests(2), long]
+    outcomes = _by_index(model.stream(requests, width=2))
+    assert len(outcomes) == len(requests)
+    for outcome, request in zip(outcomes, requests, strict=True):
+        if request is long:
+            assert isinstance(outcome.error, BackendError)
+            assert not outcome.error.retryable
+            assert outcome.error.message
+            assert outcome.completions == ()
+        else:
+            assert outcome.error is None
+            assert [completion.seed for completion in outcome.completions] == list(request.seeds)
+    with pytest.raises(BackendError):
+        model.generate(requests)
+
+
+def an_error_of_the_requests_iterator_is_raised(model: LanguageModel) -> None:
+    class Fault(Exception):
+        pass
+
+    def faulty(good: int) -> Iterator[GenerationRequest]:
+        yield from _requests(1)[:good]
+        raise Fault
+
+    before = model.generate(_requests(1))
+    for good in (0, 3):
+        with pytest.raises(Fault):
+            list(model.stream(faulty(good)))
+        assert model.generate(_requests(1)) == before
+
+
+def a_stream_may_be_left_early(model: LanguageModel) -> None:
+    before = model.generate(_requests(1, 2))
+    stream = model.stream((request for _ in count() for request in _requests(5)), width=3)
+    next(stream)
+    close = getattr(stream, "close", None)
+    if close is not None:
+        close()
+    del stream
+    assert model.generate(_requests(1, 2)) == before
+    model.stream(_requests(1))  # one that is not begun costs nothing
+    assert model.generate(_requests(1, 2)) == before
+
+
+def scores_between_two_outcomes_change_neither(model: LanguageModel) -> None:
+    requests = [*_requests(1, 2), *_requests(3)]
+    asked = [ScoreRequest("The mill was built in", " 1871"), ScoreRequest(PASSAGE, " Stones.")]
+    before, written = model.score(asked), collect(model.stream(requests, width=4))
+    outcomes = []
+    for outcome in model.stream(iter(requests), width=4):
+        outcomes.append(outcome)
+        for found, expected in zip(model.score(asked), before, strict=True):
+            assert found.logprob == pytest.approx(expected.logprob, rel=1e-4, abs=1e-3)
+    assert collect(outcomes) == written
+
+
 CHECKS: tuple[Callable[[LanguageModel], None], ...] = (
     satisfies_the_protocol,
     digest_is_hex_and_stays,
@@ -183,4 +314,14 @@ CHECKS: tuple[Callable[[LanguageModel], None], ...] = (
     scores_do_not_depend_on_the_batch,
     score_depends_on_the_continuation,
     refuses_to_score_nothing,
+    streams_one_outcome_a_request,
+    streams_nothing_for_no_requests,
+    streams_an_outcome_for_a_request_without_seeds,
+    a_stream_is_what_generate_gives,
+    a_stream_of_any_width_writes_everything,
+    a_stream_takes_requests_as_it_has_room_for_them,
+    a_prompt_that_is_too_long_is_its_own_requests_error,
+    an_error_of_the_requests_iterator_is_raised,
+    a_stream_may_be_left_early,
+    scores_between_two_outcomes_change_neither,
 )

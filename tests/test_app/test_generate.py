@@ -12,12 +12,14 @@ import pytest
 
 from aios.app import generate as generate_module
 from aios.app.cache import open_cache, warm_cache
-from aios.app.generate import generate_edits, plan_generation, preview_edits
+from aios.app.generate import dropped_path, generate_edits, preview_edits
+from aios.app.generation_plan import plan_generation
 from aios.backends.scripted import Faults, ScriptedModel
 from aios.core.config.schemas import Config
 from aios.core.data.writers import read_edits
 from aios.core.errors import (
     AIOSError,
+    BackendError,
     DataError,
     RunInterrupted,
     StorageError,
@@ -25,6 +27,7 @@ from aios.core.errors import (
     UsageError,
 )
 from aios.core.events import Event, Notice, PassageGenerated, RunFinished, StageProgress
+from aios.core.types import Drop
 from aios.storage.event_log import read_events
 from tests.test_app.scripted_jobs import (
     files_below,
@@ -55,6 +58,9 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> bytes:
     report = generate(folder, resume=False)
     content: bytes = report.output.read_bytes()
     return content
+
+
+WRITTEN = {"edits.jsonl", "edits.dropped.jsonl"}
 
 
 def last_run(config: Config) -> Path:
@@ -97,12 +103,27 @@ def test_nothing_but_output_run_and_cache_is_left(
 ) -> None:
     config = make_config(tmp_path)
     generate_edits(config, passages, output)
-    assert files_below(output.parent) == {"edits.jsonl"}
-    run = last_run(config)
-    assert end_of(run).status == "done"
-    dropped = (run / "dropped.jsonl").read_text(encoding="utf-8").splitlines()
-    assert [json.loads(line)["reason"] for line in dropped] == ["near_duplicate"] * 9
+    assert files_below(output.parent) == WRITTEN
+    assert end_of(last_run(config)).status == "done"
     assert len(list((tmp_path / "cache").glob("*.json"))) == 18
+
+
+def test_what_the_filter_left_out_is_listed_beside_the_output(
+    tmp_path: Path, passages: Path, output: Path
+) -> None:
+    config = make_config(tmp_path)
+    generate_edits(config, passages, output)
+    path = output.with_name("edits.dropped.jsonl")
+    assert dropped_path(output) == path
+    drops = [Drop(**json.loads(line)) for line in path.read_text(encoding="utf-8").splitlines()]
+    assert [drop.passage_id for drop in drops] == [record(n)["id"] for n in range(9)]
+    assert {(drop.strategy, drop.index, drop.reason) for drop in drops} == {
+        ("implications", 1, "near_duplicate")
+    }
+    assert all(drop.text and drop.detail for drop in drops)
+    # what an earlier output was made from says nothing of this one
+    generate_edits(make_config(tmp_path, seal={"enable_deduplication": False}), passages, output)
+    assert path.read_bytes() == b""
 
 
 def test_a_second_run_takes_all_from_the_cache_and_writes_the_same(
@@ -149,7 +170,7 @@ def test_progress_is_shown_in_passages(tmp_path: Path, passages: Path, output: P
     events: list[Event] = []
     generate_edits(make_config(tmp_path), passages, output, emit=events.append)
     done = [event.done for event in events if isinstance(event, StageProgress)]
-    assert done == [2, 4, 6, 8, 9]
+    assert done == list(range(1, 10))
     assert sum(isinstance(event, PassageGenerated) for event in events) == 9
     assert isinstance(events[-1], RunFinished)
 
@@ -190,7 +211,25 @@ def test_records_that_cannot_be_used_are_listed_beside_the_output(
     ]
     good = write_passages(tmp_path / "good.jsonl")
     assert generate_edits(make_config(tmp_path), good, output).rejects_path is None
-    assert files_below(output.parent) == {"edits.jsonl"}
+    assert files_below(output.parent) == WRITTEN
+
+
+def test_a_dead_backend_ends_the_run_and_costs_nothing_finished(
+    tmp_path: Path, output: Path
+) -> None:
+    data = write_passages(tmp_path / "many.jsonl", 40)
+    config = make_config(tmp_path)
+    dying = ScriptedModel(faults=Faults(fail_times=99, fail_on="harbour"))  # passages 12 to 23
+    assert len(generate_edits(config, data, output, model=dying).failures) == 12
+    output.unlink()
+    dead = ScriptedModel(faults=Faults(fail_times=999))
+    changed = make_config(tmp_path, seed=1)
+    with pytest.raises(BackendError, match="20 passages in a row"):
+        generate_edits(changed, data, output, model=dead)
+    assert not output.exists()
+    assert end_of(last_run(changed)).status == "failed"
+    report = generate_edits(changed, data, output, resume="always")
+    assert (report.failures, report.edits, report.reused) == ((), 40, 0)
 
 
 def test_a_failing_passage_is_reported_and_the_rest_is_written(
@@ -283,6 +322,15 @@ def test_the_input_is_never_the_output(tmp_path: Path, passages: Path) -> None:
     assert passages.read_bytes() == before
 
 
+@pytest.mark.parametrize("name", ["edits.dropped.jsonl", "edits.rejects.jsonl"])
+def test_the_input_is_never_a_file_beside_the_output(tmp_path: Path, name: str) -> None:
+    data = write_passages(tmp_path / name)
+    before = data.read_bytes()
+    with pytest.raises(UsageError, match="is the input itself"):
+        generate_edits(make_config(tmp_path), data, tmp_path / "edits.txt")
+    assert data.read_bytes() == before
+
+
 @pytest.mark.parametrize(
     ("seal", "error", "message"),
     [
@@ -302,7 +350,6 @@ def test_a_config_that_cannot_be_used_leaves_no_output_and_no_journal(
     with pytest.raises(error, match=message):
         generate_edits(config, passages, output)
     assert not output.parent.exists()
-    assert end_of(last_run(config)).status == "failed"
 
 
 def test_a_place_that_cannot_be_written_is_found_out_before_any_generation(
@@ -320,33 +367,35 @@ def test_a_place_that_cannot_be_written_is_found_out_before_any_generation(
 # ------------------------------------------------------------ stopping and going on
 
 
-@pytest.mark.parametrize("stops", [(0,), (1,), (4,), (1, 1, 1), (2, 0, 1)])
+@pytest.mark.parametrize("stops", [(0,), (1,), (8,), (1, 2, 3), (4, 0, 5)])
 def test_a_run_stopped_on_the_way_ends_with_the_same_output(
     tmp_path: Path, passages: Path, output: Path, whole: bytes, stops: tuple[int, ...]
 ) -> None:
     config = make_config(tmp_path)
+    done = 0
     for calls in stops:
-        with pytest.raises(RunInterrupted, match="finished batches are kept"):
+        done = max(done, calls)  # it is asked before passages that are done, too
+        with pytest.raises(RunInterrupted, match="finished passages are kept"):
             generate_edits(config, passages, output, should_stop=stop_after(calls))
         assert not output.exists()
         assert end_of(last_run(config)).status == "interrupted"
     events: list[Event] = []
     report = generate_edits(config, passages, output, resume="always", emit=events.append)
     assert output.read_bytes() == whole
-    assert report.reused == 2 * sum(stops)
+    assert report.reused == done
     assert report.passages == 9
     assert report.edits == 9
     assert report.dropped == {"near_duplicate": 9}
     assert report.generated == 18 - 2 * report.reused
-    assert files_below(output.parent) == {"edits.jsonl"}
-    if sum(stops):
-        assert Notice(f"resuming: {sum(stops)} batches are already done") in events
+    assert files_below(output.parent) == WRITTEN
+    if done:
+        assert Notice(f"resuming: {done} passages are already done") in events
 
 
-def test_a_stop_after_the_last_batch_loses_nothing(
+def test_a_stop_after_the_last_passage_loses_nothing(
     tmp_path: Path, passages: Path, output: Path, whole: bytes
 ) -> None:
-    generate_edits(make_config(tmp_path), passages, output, should_stop=stop_after(5))
+    generate_edits(make_config(tmp_path), passages, output, should_stop=stop_after(9))
     assert output.read_bytes() == whole
 
 
@@ -354,10 +403,11 @@ def test_an_old_output_stays_until_the_new_one_is_whole(
     tmp_path: Path, passages: Path, output: Path
 ) -> None:
     output.parent.mkdir()
-    output.write_text("old\n")
+    for path in (output, dropped_path(output)):
+        path.write_text("old\n")
     with pytest.raises(RunInterrupted):
         generate_edits(make_config(tmp_path), passages, output, should_stop=stop_after(2))
-    assert output.read_text() == "old\n"
+    assert output.read_text() == dropped_path(output).read_text() == "old\n"
 
 
 def test_going_on_without_an_interrupted_run_is_refused_where_it_must(
@@ -377,7 +427,7 @@ def test_starting_over_forgets_the_journal(
         generate_edits(config, passages, output, should_stop=stop_after(2))
     report = generate_edits(config, passages, output, resume="never")
     assert report.reused == 0
-    assert report.cached == 8
+    assert report.cached == 4
     assert output.read_bytes() == whole
 
 
@@ -388,7 +438,6 @@ def test_starting_over_forgets_the_journal(
         ({"seal": {"temperature": 0.5}}, 'sampling: {"temperature": 1.0'),
         ({"seal": {"num_edits_per_passage": 3}}, "edits per passage: 2 then, 3 now"),
         ({"seal": {"min_length": 6}}, 'filter: {"min_length": 5'),
-        ({"seal": {"batch_size": 3}}, "batch size: 2 then, 3 now"),
         ({"seal": {"strategy": "rewrite"}}, 'strategy: "implications" then, "rewrite" now'),
         ({"seal": {"domain": "mills"}}, 'domain: "" then, "mills" now'),
         ({"data": {"max_passage_tokens": 99}}, "passage tokens: 512 then, 99 now"),
@@ -412,6 +461,16 @@ def test_other_settings_than_before_are_refused_and_named(
     assert caught.value.message.count(" then, ") == 1
     assert journal_of(output).read_bytes() == journal
     assert not output.exists()
+
+
+def test_how_many_are_written_at_once_may_change(
+    tmp_path: Path, passages: Path, output: Path, whole: bytes
+) -> None:
+    with pytest.raises(RunInterrupted):
+        generate_edits(make_config(tmp_path), passages, output, should_stop=stop_after(2))
+    config = make_config(tmp_path, seal={"batch_size": 3})
+    assert generate_edits(config, passages, output).reused == 2
+    assert output.read_bytes() == whole
 
 
 def test_another_input_or_model_than_before_is_refused(
@@ -447,11 +506,11 @@ def test_a_spoiled_line_of_the_journal_is_made_again(
     with pytest.raises(RunInterrupted):
         generate_edits(config, passages, output, should_stop=stop_after(3))
     lines = journal_of(output).read_bytes().splitlines(keepends=True)
-    lines[2] = lines[2].replace(b"Arn", b"Ern").replace(b"Cald", b"Kald")
+    lines[2] = lines[2].replace(b"Bosk", b"Busk")
     journal_of(output).write_bytes(b"".join(lines))
     report = generate_edits(config, passages, output)
     assert output.read_bytes() == whole
-    assert report.reused == 4
+    assert report.reused == 2
 
 
 def test_a_record_from_another_version_is_named(
@@ -460,7 +519,7 @@ def test_a_record_from_another_version_is_named(
     from aios.app import edit_journal
 
     config = make_config(tmp_path)
-    monkeypatch.setattr(edit_journal, "_encode", lambda result: {"kept": []})
+    monkeypatch.setattr(edit_journal, "encode_result", lambda result: {"kept": []})
     with pytest.raises(RunInterrupted):
         generate_edits(config, passages, output, should_stop=stop_after(1))
     monkeypatch.undo()
@@ -542,7 +601,7 @@ def test_a_disk_that_fills_with_the_output_keeps_the_journal(
             generate_edits(config, passages, output)
     assert not output.exists()
     report = generate_edits(config, passages, output, resume="always")
-    assert report.reused == 2
+    assert report.reused == 1
     assert output.read_bytes() == whole
 
 
@@ -576,12 +635,11 @@ def test_what_killed_runs_left_of_an_output_is_removed(
     tmp_path: Path, passages: Path, output: Path
 ) -> None:
     output.parent.mkdir()
-    torn = output.with_name(f".{output.name}.{'0' * 16}.tmp")
-    other = output.with_name(f".other.jsonl.{'0' * 16}.tmp")
-    for path in (torn, other):
-        path.write_text("half a li")
+    ours = ("edits.jsonl", "edits.dropped.jsonl", "edits.rejects.jsonl", ".edits.jsonl.journal")
+    for name in (*ours, "other.jsonl"):
+        output.with_name(f".{name}.{'0' * 16}.tmp").write_text("half a li")
     generate_edits(make_config(tmp_path), passages, output)
-    assert files_below(output.parent) == {"edits.jsonl", other.name}
+    assert files_below(output.parent) == {*WRITTEN, f".other.jsonl.{'0' * 16}.tmp"}
 
 
 # ------------------------------------------------------------ kill -9
@@ -599,12 +657,12 @@ def test_a_run_killed_again_and_again_ends_with_the_same_output(
     assert sum(kills) >= 3
     report = generate(folder, resume=True)
     assert output.read_bytes() == whole
-    assert files_below(output.parent) == {"edits.jsonl"}
+    assert files_below(output.parent) == WRITTEN
     assert report.passages == 9
-    # the cache can be used: it lacks at most the batch in hand at each kill, and nothing is broken
+    # the cache can be used: it lacks at most the passage in hand at each kill; nothing is broken
     again = generate(folder, resume=False)
     assert again.cached + again.generated == 18
-    assert again.generated <= 4 * sum(kills)
+    assert again.generated <= 2 * sum(kills)
     assert not (folder / "cache" / "corrupt").exists()
     assert output.read_bytes() == whole
     assert generate(folder, resume=False).cached == 18
@@ -674,7 +732,7 @@ def test_an_error_is_not_hidden_by_a_record_that_cannot_be_written(
         pass
 
     class Broken(ScriptedModel):
-        def generate(self, requests: Any) -> Any:
+        def stream(self, requests: Any, *, width: int | None = None) -> Any:
             fail_after(monkeypatch, 0, errno.ENOSPC)
             raise Bug
 
@@ -695,7 +753,7 @@ def test_the_end_of_a_run_is_recorded_however_it_ends(
     tmp_path: Path, passages: Path, output: Path, error: BaseException, status: str, summary: str
 ) -> None:
     class Ending(ScriptedModel):
-        def generate(self, requests: Any) -> Any:
+        def stream(self, requests: Any, *, width: int | None = None) -> Any:
             raise error
 
     config = make_config(tmp_path)

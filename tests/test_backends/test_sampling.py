@@ -1,210 +1,41 @@
-"""Writing: greedy as transformers does it, draws that follow the softmax, and every way to end."""
+"""Drawing: tokens follow the softmax, only the nucleus is drawn, rows do not depend on others."""
 
 from __future__ import annotations
 
-from dataclasses import replace
-from itertools import count
-from types import SimpleNamespace
-from typing import Any
+import math
 
 import pytest
 import torch
 from torch import Tensor
 
-from aios.backends import sampling
-from aios.backends.torch_lm import TorchLM
-from aios.core.errors import BackendError, NonFiniteError
-from aios.core.types import Completion, GenerationRequest, SamplingParams
-from tests.tiny_model import CONTEXT, VOCABULARY
+from aios.backends.sampling import Dice, Draw, Sampler
+from aios.core.errors import NonFiniteError
+from aios.core.types import SamplingParams
 
-PROMPTS = ("The mill at Orvane", "It", "The wheel of the mill turns twelve stones. The people")
-GREEDY = SamplingParams(temperature=0.0, max_new_tokens=10)
-WARM = SamplingParams(temperature=1.0, top_p=1.0, max_new_tokens=10)
+SIZE = 150  # no multiple of a block
 
 
-def request(prompt: str, *seeds: int, like: SamplingParams, **changes: object) -> GenerationRequest:
-    return GenerationRequest(prompt, seeds, replace(like, **changes))  # type: ignore[arg-type]
+def logits(rows: int = 16, *, seed: int = 0, dtype: torch.dtype = torch.float32) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return (2 * torch.randn(rows, SIZE, generator=generator)).to(dtype)
 
 
-def write(
-    lm: TorchLM, prompt: str, *seeds: int, like: SamplingParams = WARM, **changes: object
-) -> list[Completion]:
-    return lm.generate([request(prompt, *seeds, like=like, **changes)])[0]
+def dice(
+    *seeds: int,
+    temperature: float = 1.0,
+    top_p: float = 1.0,
+    sampling: SamplingParams | None = None,
+) -> list[Dice]:
+    return [Dice.of(seed, sampling or SamplingParams(temperature, top_p)) for seed in seeds]
 
 
-def ids_of(lm: TorchLM, text: str) -> list[int]:
-    return list(lm.tokenizer(text, add_special_tokens=False)["input_ids"])
+def drawn_counts(row: Tensor, times: int, temperature: float, top_p: float) -> Tensor:
+    draws = Sampler().draw(row.expand(times, -1), dice(*range(times), **_as(temperature, top_p)))
+    return torch.bincount(torch.tensor([d.token for d in draws]), minlength=SIZE).double()
 
 
-def greedy_ids(lm: TorchLM, prompt: str, tokens: int) -> list[int]:
-    """What transformers itself writes."""
-    ids = torch.tensor([ids_of(lm, prompt)])
-    out = lm.model.generate(
-        ids,
-        attention_mask=torch.ones_like(ids),
-        do_sample=False,
-        max_new_tokens=tokens,
-        pad_token_id=0,
-    )
-    return [int(token) for token in out[0, ids.shape[1] :]]
-
-
-def next_token_probabilities(lm: TorchLM, prompt: str, temperature: float) -> Tensor:
-    with torch.inference_mode():
-        logits: Tensor = lm.model(torch.tensor([ids_of(lm, prompt)])).logits[0, -1]
-    return (logits / temperature).softmax(dim=-1)
-
-
-def raw_sample(
-    lm: TorchLM, requests: list[GenerationRequest], end_tokens: frozenset[int] = frozenset()
-) -> list[list[Completion]]:
-    return sampling.sample(
-        lm.model,
-        lm.tokenizer,
-        requests,
-        context_length=CONTEXT,
-        end_tokens=end_tokens,
-        device=lm.device,
-    )
-
-
-def test_greedy_writing_is_what_transformers_writes(lm: TorchLM) -> None:
-    for prompt in PROMPTS:
-        (completion,) = write(lm, prompt, 1, like=GREEDY)
-        wanted = greedy_ids(lm, prompt, 10)
-        assert completion.text == lm.tokenizer.decode(wanted, skip_special_tokens=True)
-        assert completion.tokens == len(wanted)
-
-
-def test_prompts_of_different_lengths_in_one_batch_write_what_each_writes_alone(
-    lm: TorchLM,
-) -> None:
-    requests = [request(prompt, 1, 2, like=GREEDY) for prompt in PROMPTS]
-    together = lm.generate(requests)
-    assert together == [lm.generate([alone])[0] for alone in requests]
-    assert len({completions[0].text for completions in together}) == len(PROMPTS)
-
-
-def test_the_same_call_writes_the_same_texts(lm: TorchLM) -> None:
-    requests = [request(prompt, 1, 2, 3, like=WARM) for prompt in PROMPTS]
-    torch.manual_seed(1)
-    first = lm.generate(requests)
-    torch.manual_seed(2)  # whatever else has been drawn
-    torch.rand(3)
-    assert lm.generate(requests) == first
-
-
-def test_different_seeds_write_different_texts(lm: TorchLM) -> None:
-    texts = [completion.text for completion in write(lm, PROMPTS[0], *range(20))]
-    assert len(set(texts)) == 20
-
-
-def test_a_seed_of_63_bits_is_accepted(lm: TorchLM) -> None:
-    (completion,) = write(lm, PROMPTS[0], 2**63 - 1)
-    assert completion.seed == 2**63 - 1
-
-
-def test_requests_with_different_settings_share_a_batch(lm: TorchLM) -> None:
-    greedy, short, drawn = lm.generate(
-        [
-            request(PROMPTS[0], 1, like=GREEDY),
-            request(PROMPTS[0], 1, like=WARM, max_new_tokens=2),
-            request(PROMPTS[0], 1, like=WARM),
-        ]
-    )
-    assert greedy == write(lm, PROMPTS[0], 1, like=GREEDY)
-    assert short[0].tokens == 2
-    assert drawn[0].text.startswith(short[0].text.rstrip("\ufffd"))
-    assert drawn[0].text != greedy[0].text
-
-
-def test_a_completion_ends_at_its_token_limit(lm: TorchLM) -> None:
-    for limit in (1, 4):
-        (completion,) = write(lm, PROMPTS[0], 1, like=GREEDY, max_new_tokens=limit)
-        assert (completion.tokens, completion.finish_reason) == (limit, "length")
-
-
-def test_a_completion_ends_where_the_context_is_full(lm: TorchLM) -> None:
-    prompt = "a" * (CONTEXT - 3)
-    assert len(ids_of(lm, prompt)) == CONTEXT - 3
-    (completion,) = write(lm, prompt, 1)
-    assert (completion.tokens, completion.finish_reason) == (3, "length")
-
-
-def test_a_prompt_that_fills_the_context_is_refused_by_its_number(lm: TorchLM) -> None:
-    requests = [request("It", 1, like=WARM), request("a" * CONTEXT, 1, like=WARM)]
-    with pytest.raises(BackendError, match=f"prompt 1 has {CONTEXT} tokens"):
-        lm.generate(requests)
-
-
-def test_an_empty_prompt_is_refused(lm: TorchLM) -> None:
-    with pytest.raises(BackendError, match="prompt 0 is empty"):
-        write(lm, "", 1)
-
-
-def test_an_end_token_ends_the_text_and_is_counted_but_not_shown(lm: TorchLM) -> None:
-    wanted = greedy_ids(lm, PROMPTS[0], 10)
-    end = wanted[4]
-    ((completion,),) = raw_sample(lm, [request(PROMPTS[0], 1, like=GREEDY)], frozenset({end}))
-    at = wanted.index(end)
-    assert completion.text == lm.tokenizer.decode(wanted[:at], skip_special_tokens=True)
-    assert (completion.tokens, completion.finish_reason) == (at + 1, "stop")
-
-
-def test_rows_that_have_ended_leave_the_others_as_they_are(lm: TorchLM) -> None:
-    whole = raw_sample(lm, [request(p, 1, like=GREEDY) for p in PROMPTS])
-    end = greedy_ids(lm, PROMPTS[1], 10)[2]
-    assert all(end not in greedy_ids(lm, PROMPTS[i], 10) for i in (0, 2))
-    cut = raw_sample(lm, [request(p, 1, like=GREEDY) for p in PROMPTS], frozenset({end}))
-    assert cut[1][0].finish_reason == "stop"
-    assert (cut[0], cut[2]) == (whole[0], whole[2])
-
-
-def test_the_end_tokens_of_model_and_tokenizer_both_end_a_text(lm: TorchLM) -> None:
-    first, second = greedy_ids(lm, PROMPTS[0], 4)[2:]
-    lm.model.generation_config.eos_token_id = [first, 399]
-    assert write(lm, PROMPTS[0], 1, like=GREEDY)[0].tokens == 3
-    lm.model.generation_config.eos_token_id = None
-    lm.tokenizer.eos_token = lm.tokenizer.convert_ids_to_tokens(second)
-    assert write(lm, PROMPTS[0], 1, like=GREEDY)[0].tokens == 4
-
-
-def test_a_text_is_cut_at_the_first_of_the_stop_texts(lm: TorchLM) -> None:
-    (whole,) = write(lm, PROMPTS[0], 1)
-    early, late = whole.text[3:5], whole.text[6:8]
-    (cut,) = write(lm, PROMPTS[0], 1, stop=("never written", late, early))
-    assert cut.text == whole.text[: whole.text.index(early)]
-    assert cut.finish_reason == "stop"
-    assert cut.tokens <= whole.tokens
-
-
-def test_an_empty_stop_text_stops_nothing(lm: TorchLM) -> None:
-    assert write(lm, PROMPTS[0], 1, stop=("",)) == write(lm, PROMPTS[0], 1)
-
-
-def test_a_deadline_in_the_past_keeps_one_token_and_says_so(lm: TorchLM) -> None:
-    late = replace(request(PROMPTS[0], 1, 2, like=WARM), deadline_seconds=0.0)
-    for completion, whole in zip(lm.generate([late])[0], write(lm, PROMPTS[0], 1, 2), strict=True):
-        assert (completion.tokens, completion.finish_reason) == (1, "deadline")
-        assert whole.text.startswith(completion.text.rstrip("\ufffd"))
-
-
-def test_a_deadline_is_the_time_of_a_completion_times_their_number(
-    lm: TorchLM, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    for seeds in ((1,), (1, 2)):
-        clock = count()  # one second a token
-        monkeypatch.setattr(sampling, "time", SimpleNamespace(monotonic=lambda c=clock: next(c)))
-        slow = replace(request(PROMPTS[0], *seeds, like=WARM), deadline_seconds=3.5)
-        for completion in lm.generate([slow])[0]:
-            assert completion.finish_reason == "deadline"
-            assert completion.tokens == (4 if len(seeds) == 1 else 8)
-
-
-def test_a_tiny_nucleus_is_greedy_at_any_temperature(lm: TorchLM) -> None:
-    (greedy,) = write(lm, PROMPTS[0], 1, like=GREEDY)
-    for completion in write(lm, PROMPTS[0], 1, 2, temperature=1.5, top_p=1e-6):
-        assert completion.text == greedy.text
+def _as(temperature: float, top_p: float) -> dict[str, float]:
+    return {"temperature": temperature, "top_p": top_p}
 
 
 def chi_square(drawn: Tensor, probabilities: Tensor) -> tuple[float, int]:
@@ -219,70 +50,91 @@ def chi_square(drawn: Tensor, probabilities: Tensor) -> tuple[float, int]:
 
 
 @pytest.mark.parametrize("temperature", [0.7, 1.0, 1.5])
-def test_tokens_are_drawn_with_the_probabilities_of_the_softmax(
-    lm: TorchLM, temperature: float
-) -> None:
-    drawn = draw_first_tokens(lm, 3000, temperature=temperature, top_p=1.0)
-    statistic, freedom = chi_square(drawn, next_token_probabilities(lm, PROMPTS[0], temperature))
+def test_tokens_are_drawn_with_the_probabilities_of_the_softmax(temperature: float) -> None:
+    row = logits(1)[0]
+    drawn = drawn_counts(row, 6000, temperature, 1.0)
+    statistic, freedom = chi_square(drawn, (row.double() / temperature).softmax(0))
     assert freedom > 20
     assert abs(statistic - freedom) < 4 * (2 * freedom) ** 0.5
 
 
-def test_only_the_nucleus_is_drawn_with_its_own_proportions(lm: TorchLM) -> None:
-    drawn = draw_first_tokens(lm, 3000, temperature=1.0, top_p=0.5)
-    probabilities = next_token_probabilities(lm, PROMPTS[0], 1.0)
-    top, order = probabilities.sort(descending=True)
-    size = int((top.cumsum(0) < 0.5).sum()) + 1  # the fewest tokens with half of the mass
-    nucleus = torch.zeros_like(probabilities)
+@pytest.mark.parametrize(("temperature", "top_p"), [(1.0, 0.5), (0.8, 0.9), (1.0, 0.05)])
+def test_only_the_nucleus_is_drawn_with_its_own_proportions(
+    temperature: float, top_p: float
+) -> None:
+    row = logits(1, seed=3)[0]
+    drawn = drawn_counts(row, 6000, temperature, top_p)
+    top, order = (row.double() / temperature).softmax(0).sort(descending=True)
+    size = int((top.cumsum(0) < top_p).sum()) + 1  # the fewest tokens with so much of the mass
+    nucleus = torch.zeros(SIZE, dtype=torch.double)
     nucleus[order[:size]] = top[:size] / top[:size].sum()
     assert drawn[nucleus == 0].sum() == 0
     statistic, freedom = chi_square(drawn, nucleus)
-    assert statistic - freedom < 4 * (2 * freedom) ** 0.5
+    assert statistic - freedom < 4 * (2 * max(freedom, 1)) ** 0.5
 
 
-class RecordingTokenizer:
-    """A tokenizer that remembers the tokens that it was given to decode."""
-
-    def __init__(self, tokenizer: Any) -> None:
-        self.tokenizer = tokenizer
-        self.bos_token_id = tokenizer.bos_token_id
-        self.decoded: list[int] = []
-
-    def __call__(self, *arguments: Any, **options: Any) -> Any:
-        return self.tokenizer(*arguments, **options)
-
-    def decode(self, ids: list[int], **options: Any) -> str:
-        self.decoded.extend(ids)
-        return str(self.tokenizer.decode(ids, **options))
+def test_temperature_0_and_a_tiny_nucleus_are_greedy() -> None:
+    rows = logits()
+    best = rows.argmax(dim=-1).tolist()
+    for settings in (_as(0.0, 1.0), _as(1.5, 1e-6)):
+        assert [d.token for d in Sampler().draw(rows, dice(*range(16), **settings))] == best
 
 
-def draw_first_tokens(lm: TorchLM, times: int, **settings: float) -> Tensor:
-    """How often each token is drawn first, over that many seeds; ``[V]``."""
-    many = request(PROMPTS[0], *range(times), like=WARM, max_new_tokens=1, **settings)
-    lm.tokenizer = recording = RecordingTokenizer(lm.tokenizer)
-    raw_sample(lm, [many])
-    lm.tokenizer = recording.tokenizer
-    return torch.bincount(torch.tensor(recording.decoded), minlength=VOCABULARY).double()
+def test_the_logprob_is_that_of_temperature_1_without_top_p() -> None:
+    rows = logits()
+    for settings in (_as(0.0, 1.0), _as(0.7, 0.5), _as(1.0, 1.0), _as(1.6, 0.9)):
+        for row, drawn in zip(
+            rows, Sampler().draw(rows, dice(*range(16), **settings)), strict=True
+        ):
+            expected = float(row.double().log_softmax(0)[drawn.token])
+            assert drawn.logprob == pytest.approx(expected, abs=1e-5)
 
 
-def test_sorting_only_the_likeliest_tokens_changes_nothing(
-    lm: TorchLM, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    for top_p in (0.3, 0.95, 1.0):
-        whole = write(lm, PROMPTS[0], *range(8), top_p=top_p)
-        monkeypatch.setattr(sampling, "_NUCLEUS_FIRST", 5)
-        assert write(lm, PROMPTS[0], *range(8), top_p=top_p) == whole
-        monkeypatch.undo()
+def test_a_row_does_not_depend_on_the_others() -> None:
+    rows = logits(32)
+    sampler = Sampler()
+    together = sampler.draw(rows, dice(*range(32), top_p=0.8))
+    for other in (logits(32, seed=7), torch.zeros(32, SIZE)):
+        other[5] = rows[5]
+        mixed = dice(*range(40, 72), temperature=0.5)
+        mixed[5] = Dice.of(5, SamplingParams(1.0, 0.8))
+        assert sampler.draw(other, mixed)[5] == together[5]
+    turned = sampler.draw(rows.flip(0), dice(*reversed(range(32)), top_p=0.8))
+    assert turned[::-1] == together
 
 
+def test_rows_beyond_the_dice_are_not_looked_at() -> None:
+    rows = logits(16)
+    expected = Sampler().draw(rows, dice(1, 2, 3))
+    rows[3:] = math.nan
+    assert Sampler().draw(rows, dice(1, 2, 3)) == expected
+
+
+def test_settings_may_differ_from_row_to_row() -> None:
+    rows = logits(16)
+    settings = [SamplingParams(0.0), SamplingParams(0.7, 0.9), SamplingParams(1.0, 1.0)]
+    mixed = Sampler().draw(rows, [Dice.of(n, s) for n, s in enumerate(settings)])
+    for n, sampling in enumerate(settings):
+        same = Sampler().draw(rows, dice(0, 1, 2, sampling=sampling))
+        assert same[n] == mixed[n]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_half_precision_is_drawn_from_as_well(dtype: torch.dtype) -> None:
+    draws = Sampler().draw(logits(dtype=dtype), dice(*range(16)))
+    assert all(0 <= d.token < SIZE and d.logprob < 0 for d in draws)
+
+
+def test_a_certain_token_is_always_drawn() -> None:
+    rows = torch.full((16, SIZE), -torch.inf)
+    rows[:, SIZE - 1] = 3.0
+    assert Sampler().draw(rows, dice(*range(16))) == [Draw(SIZE - 1, 0.0)] * 16
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
-def test_nan_weights_are_an_error_and_no_text(lm: TorchLM, temperature: float) -> None:
-    with torch.no_grad():
-        lm.model.get_decoder().norm.weight.fill_(float("nan"))
+def test_logits_that_are_not_finite_are_an_error(value: float, temperature: float) -> None:
+    rows = logits()
+    rows[2, 7] = value
     with pytest.raises(NonFiniteError, match="not finite"):
-        write(lm, PROMPTS[0], 1, temperature=temperature)
-
-
-def test_nothing_asked_is_nothing_written(lm: TorchLM) -> None:
-    assert lm.generate([]) == []
-    assert lm.generate([request(PROMPTS[0], like=WARM)]) == [[]]
+        Sampler().draw(rows, dice(1, 2, 3, temperature=temperature))

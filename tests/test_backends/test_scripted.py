@@ -101,6 +101,36 @@ def test_it_fails_as_often_as_asked_and_then_works() -> None:
     assert len(model.requests) == 4
 
 
+def test_a_stream_writes_one_request_after_the_other() -> None:
+    model = ScriptedModel({"": ["a b"]})
+    stream = model.stream(GenerationRequest(f"x {n}", (n, 7), GREEDY) for n in range(9))
+    for number in range(3):
+        outcome = next(stream)
+        assert outcome.index == number
+        assert [c.seed for c in outcome.completions] == [number, 7]
+        assert (outcome.error, outcome.retries) == (None, 0)
+        assert outcome.seconds > 0
+        assert len(model.requests) == number + 1
+
+
+def test_a_fault_ends_the_stream_and_a_long_prompt_only_its_request() -> None:
+    model = ScriptedModel(faults=Faults(fail_times=1, fail_on="mill"), context_length=5)
+    prompts = ["a", "b " * 5, "the mill", "c"]
+    stream = model.stream(GenerationRequest(prompt, (1,), GREEDY) for prompt in prompts)
+    assert next(stream).error is None
+    error = next(stream).error
+    assert error is not None
+    assert (error.retryable, error.message) == (
+        False,
+        "a prompt of 5 tokens leaves no room in the context of 5: 'b b b b b '",
+    )
+    with pytest.raises(BackendError, match="says to fail") as caught:
+        next(stream)
+    assert caught.value.retryable
+    assert list(stream) == []
+    assert write(model, "the mill") == ["unknown"]
+
+
 def test_a_deadline_keeps_what_was_written_by_then() -> None:
     slept: list[float] = []
     model = ScriptedModel({"": ["a b c d"]}, faults=Faults(hang_seconds=4), sleep=slept.append)

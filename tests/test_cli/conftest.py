@@ -11,11 +11,13 @@ from typing import Any
 
 import pytest
 
+from aios.core.estimates import Estimate
 from aios.core.evaluation.comparison import ArmRun, available_pairs, compare
 from aios.core.evaluation.document import metrics_document
 from aios.core.evaluation.metrics import AnswerResult
 from aios.core.seal.cache import SelfEditCache
 from aios.core.seal.self_edit_generator import PassageEdits
+from aios.core.telemetry import TelemetrySummary
 from aios.core.types import (
     AdapterRef,
     CurvePoint,
@@ -56,11 +58,13 @@ class GenerateReport:
     rejects_path: Path | None = Path("edits.rejects.jsonl")
     strategy: str = "cloze"
     strategy_source: str = "recipe recipes.default"
+    estimate: Estimate | None = None
+    telemetry: TelemetrySummary | None = None
 
 
 @dataclass(frozen=True)
 class GeneratePlan:
-    """The shape of `aios.app.generate.GeneratePlan`."""
+    """The shape of `aios.app.generation_plan.GeneratePlan`."""
 
     passages: int = 4
     rejected: int = 0
@@ -70,6 +74,25 @@ class GeneratePlan:
     max_new_tokens: int = 15360
     strategy: str = "implications"
     strategy_source: str = "--set"
+    estimate: Estimate | None = None
+
+
+@dataclass(frozen=True)
+class WarmReport:
+    """The shape of `aios.app.cache.WarmReport`."""
+
+    folder: Path = Path("artifacts") / "seal_cache"
+    passages: int = 4
+    rejected: int = 1
+    rejects_path: Path | None = Path("rejects.jsonl")
+    failures: tuple[Failure, ...] = ()
+    cached: int = 2
+    generated: int = 6
+    stored: int = 5
+    tokens: int = 1234
+    seconds: float = 12.0
+    strategy: str = "cloze"
+    strategy_source: str = "recipe recipes.default"
 
 
 @dataclass(frozen=True)
@@ -147,7 +170,8 @@ class FakeApp:
 
 
 FUNCTIONS = {
-    "aios.app.generate": ("generate_edits", "plan_generation", "preview_edits"),
+    "aios.app.generate": ("generate_edits", "preview_edits"),
+    "aios.app.generation_plan": ("plan_generation",),
     "aios.app.train_expert": ("train_expert",),
     "aios.app.ab_test": ("run_ab_test",),
     "aios.app.cache": ("warm_cache",),
@@ -193,7 +217,7 @@ def app(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> FakeApp:
         "preview_edits": [_previewed()],
         "train_expert": _expert_report(tmp_path),
         "run_ab_test": _ab_report(tmp_path),
-        "warm_cache": GenerateReport(tmp_path / "artifacts" / "seal_cache"),
+        "warm_cache": WarmReport(),
         "list_models": [_model("small", True), _model("large", False)],
         "pull_model": _model("small", True),
         "show_model": _model("large", False),

@@ -13,7 +13,9 @@ from aios.cli.aios import run
 
 COMMANDS = {
     "aios.app.generate:generate_edits": "seal generate --input {0} --output o.jsonl",
-    "aios.app.generate:plan_generation": "seal generate --input {0} --output o.jsonl --dry-run",
+    "aios.app.generation_plan:plan_generation": (
+        "seal generate --input {0} --output o.jsonl --dry-run"
+    ),
     "aios.app.generate:preview_edits": "seal preview --input {0}",
     "aios.app.cache:warm_cache": "seal cache warm --input {0}",
     "aios.app.ab_test:run_ab_test": "seal ab-test --input {0}",
@@ -42,7 +44,8 @@ def test_the_call_fits_the_real_function(target: str, app: Any, passages: Path) 
     ("fake", "target"),
     [
         ("GenerateReport", "aios.app.generate"),
-        ("GeneratePlan", "aios.app.generate"),
+        ("GeneratePlan", "aios.app.generation_plan"),
+        ("WarmReport", "aios.app.cache"),
         ("ExpertReport", "aios.app.train_expert"),
         ("ABReport", "aios.app.ab_test"),
         ("ModelInfo", "aios.app.models"),

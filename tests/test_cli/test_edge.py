@@ -75,7 +75,7 @@ def test_a_mistyped_command_gets_the_close_one(capsys: Capture) -> None:
 
 def test_an_unknown_command_gets_the_list(capsys: Capture) -> None:
     assert run(["zzz"]) == 2
-    assert "the commands are: seal, hrm-hf, models, config, doctor" in capsys.readouterr().err
+    assert "the commands are: seal, hrm-hf, models, config, runs, doctor" in capsys.readouterr().err
 
 
 def test_a_common_option_before_the_command_is_explained(capsys: Capture) -> None:
@@ -223,8 +223,9 @@ def test_every_short_help_is_the_same_in_the_table_and_at_the_command() -> None:
 def test_every_command_has_an_example_that_its_parser_takes(
     passages: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for name in ("passages.md", "passages.jsonl"):
+    for name in ("passages.md", "passages.jsonl", "edits.jsonl"):
         Path(name).write_text("x", encoding="utf-8")
+    (Path("artifacts") / "runs" / "RUN").mkdir(parents=True)
     for path, command in COMMANDS.items():
         examples = getattr(command, "examples", ())
         assert isinstance(command, LazyGroup) or examples, path

@@ -19,6 +19,8 @@ from aios.core.events import (
     Dropped,
     Evaluated,
     Event,
+    GenerationMeasured,
+    Heartbeat,
     Notice,
     PassageGenerated,
     RunFinished,
@@ -26,6 +28,7 @@ from aios.core.events import (
     StageFinished,
     StageProgress,
     StageStarted,
+    Stalled,
     WorkFailed,
 )
 
@@ -189,6 +192,22 @@ def test_a_model_s_text_cannot_steer_the_terminal() -> None:
     PlainProgress(stream)(Notice("\x1b[2Jgone\r"))
     assert "\x1b" not in stream.getvalue()
     assert "\r" not in stream.getvalue()
+
+
+def test_signs_of_life_and_the_final_figures_are_shown_on_request() -> None:
+    beat = Heartbeat("generate", 12, 3.0, 1_500_000_000, 2_000_000_000)
+    assert describe(beat, verbose=False) is None
+    assert describe(beat, verbose=True) == "generate: 12 done, the last 3.0 s ago, 1.5 GB of memory"
+    figures = {"tokens_per_second": 126.4, "hit_rate": 0.25, "drop_rate": 0.1, "passages": 9}
+    assert describe(GenerationMeasured("generate", figures), verbose=True) == (
+        "generate: 126 tokens/s, 25 % from the cache, 10 % dropped"
+    )
+    empty = describe(GenerationMeasured("generate", {}), verbose=True)
+    assert empty == "generate: nothing to measure"
+
+
+def test_a_stall_is_told_by_its_notice_alone() -> None:
+    assert describe(Stalled("generate", 120.0), verbose=True) is None
 
 
 def test_a_broken_display_is_logged_once_and_dropped(caplog: pytest.LogCaptureFixture) -> None:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -247,14 +249,53 @@ def filled(app: Any, tmp_path: Path) -> Path:
 
 
 def test_cache_stats(filled: Path, capsys: Capture) -> None:
+    size = sum(path.stat().st_size for path in filled.glob("*.json"))
     assert run(["seal", "cache", "stats"]) == 0
     out = capsys.readouterr().out
     assert "self-edits   3\n" in out
-    assert "by strategy  rewrite 3\n" in out
+    assert f"size         {size} B of 1.0 GB (0.0 %)\n" in out
+    assert f"by strategy  rewrite 3 ({size} B)\n" in out
+    assert f"by model     small 3 ({size} B)\n" in out
     assert "50.0 % of 2 lookups" in out
+    head, row = out.splitlines()[-3], out.splitlines()[-1]
+    assert head.split("  ")[0] == "run ended"
+    assert row.split()[2:] == ["UTC", "2", "1", "1", "50.0", "%"]
+    assert "set aside" not in out
     assert run(["seal", "cache", "stats", "--json"]) == 0
     document = json.loads(capsys.readouterr().out)
     assert (document["entries"], document["hit_rate"]) == (3, 0.5)
+    assert document["by_strategy"] == {"rewrite": {"entries": 3, "bytes": size}}
+    assert [(run["hits"], run["misses"]) for run in document["runs"]] == [(1, 1)]
+
+
+def test_cache_stats_show_the_last_runs_newest_first(filled: Path, capsys: Capture) -> None:
+    for hits in range(2, 8):
+        with SelfEditCache(filled, 10**9) as cache:
+            for _ in range(hits):
+                cache.get(f"{0:064x}")
+    assert run(["seal", "cache", "stats"]) == 0
+    rows = capsys.readouterr().out.splitlines()[-5:]
+    assert [row.split()[3] for row in rows] == ["7", "6", "5", "4", "3"]
+
+
+def test_cache_stats_say_what_else_is_in_the_folder(filled: Path, capsys: Capture) -> None:
+    (filled / f"{0:064x}.json").write_text("{")
+    (filled / "corrupt").mkdir()
+    (filled / "corrupt" / f"{9:064x}.json").write_text("{")
+    (filled / f".{0:064x}.json.0123456789abcdef.tmp").write_text("{{")
+    assert run(["seal", "cache", "stats"]) == 0
+    lines = [line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines()]
+    assert ["unreadable", "1"] in lines
+    assert ["set", "aside as corrupt  1 (1 B) in corrupt/"] in lines
+    assert ["unfinished", "1 (2 B) of runs at work, or killed"] in lines
+
+
+def test_cache_stats_of_no_cache(app: Any, capsys: Capture) -> None:
+    assert run(["seal", "cache", "stats"]) == 0
+    out = capsys.readouterr().out
+    assert "self-edits  0\n" in out
+    assert "hits        - of 0 lookups in recent runs\n" in out
+    assert "run ended" not in out
 
 
 def test_cache_clear_refuses_without_a_terminal(filled: Path, capsys: Capture) -> None:
@@ -267,6 +308,22 @@ def test_cache_clear_with_yes(filled: Path, capsys: Capture) -> None:
     assert run(["seal", "cache", "clear", "--yes"]) == 0
     assert capsys.readouterr().out.startswith("3 self-edits removed")
     assert not list(filled.glob("0*.json"))
+
+
+def test_cache_clear_says_where_corrupt_files_stay_and_removes_them_if_asked(
+    filled: Path, capsys: Capture
+) -> None:
+    (filled / "corrupt").mkdir()
+    (filled / "corrupt" / f"{9:064x}.json").write_text("{")
+    assert run(["seal", "cache", "clear", "--yes"]) == 0
+    assert f"1 corrupt files stay in {Path('artifacts/seal_cache/corrupt')};" in (
+        capsys.readouterr().out
+    )
+    assert run(["seal", "cache", "clear", "--set-aside"]) == 2
+    assert "0 self-edits and 1 corrupt files in" in capsys.readouterr().err
+    assert run(["seal", "cache", "clear", "--yes", "--set-aside", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["set_aside"] == 1
+    assert not (filled / "corrupt").exists()
 
 
 @pytest.mark.parametrize(("answer", "left"), [("n", 3), ("y", 0)])
@@ -287,10 +344,40 @@ def test_cache_clear_asks_on_a_terminal(
 
 
 def test_cache_prune_to_a_size(filled: Path, capsys: Capture) -> None:
+    size = sum(path.stat().st_size for path in filled.glob("*.json"))
     assert run(["seal", "cache", "prune", "--max-size", "5GB"]) == 0
-    assert capsys.readouterr().out == "0 self-edits removed, 0 B freed\n"
+    expected = f"0 self-edits removed, 0 B freed; 3 left, {size} B\n"
+    assert capsys.readouterr().out == expected
     assert run(["seal", "cache", "prune", "--max-size", "0", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["removed"] == 3
+
+
+def test_cache_prune_dry_run_removes_nothing(filled: Path, capsys: Capture) -> None:
+    size = sum(path.stat().st_size for path in filled.glob("*.json"))
+    assert run(["seal", "cache", "prune", "--max-size", "0", "--dry-run"]) == 0
+    expected = f"3 self-edits would be removed, {size} B would be freed; 0 left, 0 B\n"
+    assert capsys.readouterr().out == expected
+    assert len(list(filled.glob("0*.json"))) == 3
+
+
+@pytest.mark.parametrize(
+    ("age", "removed"), [("30d", 1), ("2w", 2), ("90 m", 3), ("1.5H", 3), ("8w", 0)]
+)
+def test_cache_prune_by_age(age: str, removed: int, filled: Path, capsys: Capture) -> None:
+    now = time.time()
+    for number, days in enumerate((40, 20, 1)):
+        used = now - days * 86_400
+        os.utime(filled / f"{number:064x}.json", (used, used))
+    assert run(["seal", "cache", "prune", "--older-than", age]) == 0
+    assert capsys.readouterr().out.startswith(f"{removed} self-edits removed")
+    assert len(list(filled.glob("0*.json"))) == 3 - removed
+
+
+@pytest.mark.parametrize("age", ["30", "d", "-1d", "1y", "30 days"])
+def test_what_is_no_age_is_refused(age: str, filled: Path, capsys: Capture) -> None:
+    assert run(["seal", "cache", "prune", f"--older-than={age}"]) == 2
+    assert "write it like 90m, 12h, 30d or 8w" in capsys.readouterr().err
+    assert len(list(filled.glob("0*.json"))) == 3
 
 
 def test_cache_warm_passes_input_and_progress(app: Any, passages: Path, capsys: Capture) -> None:
@@ -300,4 +387,23 @@ def test_cache_warm_passes_input_and_progress(app: Any, passages: Path, capsys: 
     assert args[1] == passages
     assert kwargs["should_stop"]() is False
     assert app.config.seal.num_edits_per_passage == 2
-    assert capsys.readouterr().out.endswith(f"kept in            {Path('artifacts/seal_cache')}\n")
+    out = capsys.readouterr().out
+    assert "passages           4 (1 rejected)\n" in out
+    assert "cached before      2\n" in out
+    assert "generated          6; 1 cut off by the deadline or not written\n" in out
+    assert out.endswith(f"kept in            {Path('artifacts/seal_cache')}\n")
+
+
+def test_cache_warm_that_keeps_nothing_has_failed(app: Any, passages: Path) -> None:
+    line = ["seal", "cache", "warm", "--input", str(passages), "--json"]
+    report = app.results["warm_cache"]
+    app.results["warm_cache"] = dataclasses.replace(report, stored=0)
+    assert run(line) == 1
+    app.results["warm_cache"] = dataclasses.replace(report, stored=0, generated=0)
+    assert run(line) == 0
+
+
+def test_cache_warm_dry_run_only_counts(app: Any, passages: Path, capsys: Capture) -> None:
+    assert run(["seal", "cache", "warm", "--input", str(passages), "--dry-run"]) == 0
+    assert [call[0] for call in app.calls] == ["plan_generation"]
+    assert "already in the cache" in capsys.readouterr().out

@@ -3,16 +3,15 @@ from __future__ import annotations
 import errno
 import json
 import os
-import random
-import subprocess
-import sys
-import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from aios.core.errors import StorageError
-from aios.core.seal.cache import KEPT_RUNS, SelfEditCache, cache_key
+from aios.core.seal.cache import SelfEditCache, cache_key
+from aios.core.seal.cache_format import _digest
 from aios.core.types import Completion, SamplingParams
 
 BIG = 10**9
@@ -81,6 +80,27 @@ def test_the_key_changes_with_everything_that_determines_the_text() -> None:
     assert all(len(k) == 64 and set(k) <= set("0123456789abcdef") for k in keys)
 
 
+def test_sampling_settings_that_nothing_depends_on_are_no_part_of_the_key() -> None:
+    def keyed(sampling: SamplingParams | None) -> str:
+        return cache_key(
+            model_digest="m",
+            adapter_digest="",
+            prompt_text="p",
+            sampling=sampling,
+            seed=1,
+            candidate=0,
+            parser_version=1,
+            strategy="cloze",
+        )
+
+    assert keyed(None) == keyed(None)
+    assert keyed(None) not in {keyed(SamplingParams()), keyed(SamplingParams(temperature=0.5))}
+
+
+def test_the_key_of_a_sampled_completion_stays_what_it_was() -> None:
+    assert key() == "7833f5809c47e644641eb00b47486a9cec9d136c80d049d462f623c32cfc2af4"
+
+
 def test_the_key_does_not_depend_on_how_a_number_is_written() -> None:
     ways: list[tuple[SamplingParams, str | int]] = [
         (SamplingParams(1, 1), 2),
@@ -115,6 +135,45 @@ def test_a_completion_comes_back_as_it_was(tmp_path: Path) -> None:
     assert found.completion == wrote
     assert (found.strategy, found.model) == ("self-qa", "tiny+x")
     assert found.created.endswith("+00:00")
+
+
+def test_line_losses_come_back_exactly(tmp_path: Path) -> None:
+    wrote = Completion("One.\nTwo.", 6, "stop", 7, (0.1 + 0.2, 1e-17))
+    cache = SelfEditCache(tmp_path, BIG)
+    assert cache.put(key(), wrote, strategy="rewrite", model="tiny")
+    found = cache.get(key())
+    assert found is not None
+    assert found.completion == wrote
+    assert type(found.completion.line_losses) is tuple
+
+
+def resealed(path: Path, change: Callable[[dict[str, Any]], object]) -> None:
+    """Changes an entry and gives it a checksum that fits."""
+    record = json.loads(path.read_bytes())
+    del record["checksum"]
+    change(record)
+    path.write_text(json.dumps({**record, "checksum": _digest(record)}))
+
+
+def test_an_entry_without_line_losses_is_read(tmp_path: Path) -> None:
+    cache = SelfEditCache(tmp_path, BIG)
+    put(cache)
+    resealed(cache.path(key()), lambda record: record["completion"].pop("line_losses"))
+    found = cache.get(key())
+    assert found is not None
+    assert found.completion == completion()
+
+
+@pytest.mark.parametrize("loss", [float("nan"), float("inf")])
+def test_a_loss_that_is_no_finite_number_is_told_and_not_cached(
+    tmp_path: Path, loss: float
+) -> None:
+    told: list[str] = []
+    cache = SelfEditCache(tmp_path, BIG, on_problem=told.append)
+    wrote = Completion("One.", 2, "stop", 7, (loss,))
+    assert cache.put(key(), wrote, strategy="rewrite", model="tiny") is False
+    assert len(told) == 1
+    assert os.listdir(tmp_path) == []
 
 
 def test_an_entry_is_one_json_file_named_by_its_key(tmp_path: Path) -> None:
@@ -183,20 +242,34 @@ def test_an_entry_copied_to_another_key_is_corrupt(tmp_path: Path) -> None:
     assert reasons == ["made for another key"]
 
 
-def test_an_entry_with_wrong_fields_but_a_good_checksum_is_corrupt(tmp_path: Path) -> None:
-    from aios.core.seal.cache_format import _digest
-
+@pytest.mark.parametrize(
+    ("where", "name", "value"),
+    [
+        ("completion", "text", None),
+        ("completion", "tokens", "3"),
+        ("completion", "seed", True),
+        ("completion", "finish_reason", "deadline"),
+        ("completion", "line_losses", ["0.5"]),
+        ("completion", "line_losses", 0.5),
+        ("", "completion", []),
+        ("", "strategy", 1),
+    ],
+)
+def test_an_entry_with_wrong_fields_but_a_good_checksum_is_corrupt(
+    tmp_path: Path, where: str, name: str, value: object
+) -> None:
     reasons: list[str] = []
     cache = SelfEditCache(tmp_path, BIG, on_corrupt=lambda path, reason: reasons.append(reason))
-    entry = {"version": 1, "key": key(), "completion": {"words": 3}}
-    cache.path(key()).write_text(json.dumps({**entry, "checksum": _digest(entry)}))
+    put(cache)
+    resealed(
+        cache.path(key()),
+        lambda record: (record[where] if where else record).__setitem__(name, value),
+    )
     assert cache.get(key()) is None
     assert "fields are missing or wrong" in reasons[0]
 
 
 def test_an_entry_of_another_version_is_a_miss_and_replaced(tmp_path: Path) -> None:
-    from aios.core.seal.cache_format import _digest
-
     reports: list[object] = []
     cache = SelfEditCache(tmp_path, BIG, on_corrupt=lambda *report: reports.append(report))
     entry = {"version": 2, "key": key()}
@@ -285,6 +358,45 @@ def test_a_cache_that_cannot_be_read_says_so_once_and_misses(tmp_path: Path) -> 
     assert len(told) == 1
 
 
+def test_a_symlink_is_neither_read_nor_written_through(tmp_path: Path) -> None:
+    elsewhere = tmp_path / "elsewhere.json"
+    cache = SelfEditCache(tmp_path / "cache", BIG)
+    put(cache)
+    cache.path(key()).rename(elsewhere)
+    before = elsewhere.read_bytes()
+    cache.path(key()).symlink_to(elsewhere)
+    assert cache.get(key()) is None
+    assert cache.stats().entries == 0
+    assert put(cache, text="Another fact.")
+    assert cache.path(key()).is_file()
+    assert not cache.path(key()).is_symlink()
+    assert elsewhere.read_bytes() == before
+
+
+def test_a_pipe_in_an_entrys_place_blocks_nothing(tmp_path: Path) -> None:
+    told: list[str] = []
+    cache = SelfEditCache(tmp_path, BIG, on_problem=told.append)
+    os.mkfifo(cache.path(key()))
+    assert cache.get(key()) is None
+    assert put(cache) is False
+    assert len(told) == 1
+
+
+def test_an_entry_is_a_hit_also_where_its_use_cannot_be_noted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[str] = []
+    cache = SelfEditCache(tmp_path, BIG, on_problem=told.append)
+    put(cache)
+
+    def refuse(*_: object) -> None:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    monkeypatch.setattr(os, "utime", refuse)
+    assert cache.get(key()) is not None
+    assert told == []
+
+
 # ---------------------------------------------------------------- size limit
 
 
@@ -295,6 +407,45 @@ def test_pruning_removes_the_least_recently_used(tmp_path: Path) -> None:
     assert (report.removed, report.bytes_freed) == (3, 3 * size)
     assert [n for n in range(5) if cache.path(key(n)).exists()] == [0, 4]
     assert cache.prune(2 * size).removed == 0
+
+
+def test_pruning_removes_what_was_not_used_for_long(tmp_path: Path) -> None:
+    cache, size = fill(tmp_path, 3)
+    assert cache.get(key(1)) is not None
+    report = cache.prune(older_than=86_400)
+    assert (report.removed, report.left, report.bytes_left) == (2, 1, size)
+    assert cache.path(key(1)).exists()
+
+
+def test_age_and_size_both_limit_what_stays(tmp_path: Path) -> None:
+    cache, size = fill(tmp_path, 4)
+    for number in (2, 3):
+        assert cache.get(key(number)) is not None
+    assert cache.prune(size, older_than=86_400, dry_run=True).removed == 3
+    assert cache.prune(3 * size, older_than=86_400, dry_run=True).removed == 2
+    assert cache.prune(3 * size, dry_run=True).removed == 1
+    assert cache.prune(dry_run=True).removed == 0
+
+
+def test_a_dry_run_removes_nothing_and_says_what_would_go(tmp_path: Path) -> None:
+    cache, _ = fill(tmp_path, 3)
+    before = sorted(os.listdir(tmp_path))
+    planned = cache.prune(0, dry_run=True)
+    assert cache.clear(dry_run=True) == planned
+    assert sorted(os.listdir(tmp_path)) == before
+    assert cache.prune(0) == planned
+
+
+def test_pruning_removes_what_killed_writers_left(tmp_path: Path) -> None:
+    cache, _ = fill(tmp_path, 1)
+    old, young = (tmp_path / f".{key()}.json.{n * 16}.tmp" for n in "01")
+    for path in (old, young):
+        path.write_text("{")
+    os.utime(old, (0, 0))
+    assert cache.stats().unfinished.entries == 2
+    assert cache.prune().temporaries == 1
+    assert not old.exists()
+    assert young.exists()  # its writer may be at work
 
 
 def test_the_cache_stays_within_its_limit(tmp_path: Path) -> None:
@@ -316,9 +467,9 @@ def test_what_another_process_wrote_counts_towards_the_limit(tmp_path: Path) -> 
     assert cache.stats().bytes <= 20 * size
 
 
-def test_a_put_does_not_list_the_folder_each_time(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+def listings(monkeypatch: pytest.MonkeyPatch) -> list[object]:
+    """The folders listed so far."""
     listed: list[object] = []
     scandir = os.scandir
 
@@ -327,10 +478,55 @@ def test_a_put_does_not_list_the_folder_each_time(
         return scandir(path)
 
     monkeypatch.setattr(os, "scandir", counting)
+    return listed
+
+
+def test_a_put_does_not_list_the_folder_each_time(tmp_path: Path, listings: list[object]) -> None:
     cache = SelfEditCache(tmp_path, BIG)
     for number in range(20):
         put(cache, number)
-    assert len(listed) <= 2
+    assert len(listings) <= 2
+
+
+def test_a_full_cache_does_not_list_the_folder_at_each_put(
+    tmp_path: Path, listings: list[object]
+) -> None:
+    _, size = fill(tmp_path, 1)
+    cache = SelfEditCache(tmp_path, 100 * size)
+    puts = 300
+    for number in range(puts):
+        put(cache, number)
+        there = sum(os.stat(tmp_path / name).st_size for name in os.listdir(tmp_path))
+        assert there <= 100 * size
+    assert len(listings) <= 2 * puts / 4
+
+
+def test_what_cannot_be_removed_does_not_slow_down_every_put(
+    tmp_path: Path, listings: list[object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, size = fill(tmp_path, 200)
+    cache = SelfEditCache(tmp_path, 100 * size)
+
+    def refuse(*_: object) -> None:
+        raise OSError(errno.EACCES, os.strerror(errno.EACCES))
+
+    monkeypatch.setattr(os, "unlink", refuse)
+    listings.clear()
+    for number in range(20):
+        assert put(cache, number)
+    assert len(listings) <= 2 * 6
+
+
+def test_a_clock_that_goes_backwards_loses_nothing_but_order(tmp_path: Path) -> None:
+    _, size = fill(tmp_path, 5)
+    for path in tmp_path.glob("*.json"):
+        os.utime(path, (4e9, 4e9))  # the others were used in what is now the future
+    cache = SelfEditCache(tmp_path, 4 * size)
+    assert put(cache, 9)
+    assert cache.stats().bytes <= 4 * size
+    assert cache.prune(older_than=0).removed <= 1
+    assert put(cache, 9)
+    assert cache.get(key(9)) is not None
 
 
 def test_an_entry_larger_than_the_limit_is_not_cached(tmp_path: Path) -> None:
@@ -374,6 +570,22 @@ def test_only_the_caches_own_files_are_removed(tmp_path: Path) -> None:
     assert report.bytes_freed > 0
     assert set(os.listdir(tmp_path)) == before
     assert len(os.listdir(tmp_path / "corrupt")) == 1
+    assert report.set_aside_left == 1
+
+
+def test_clearing_removes_what_was_set_aside_if_asked(tmp_path: Path) -> None:
+    cache, size = fill(tmp_path, 2)
+    cache.path(key(0)).write_text("{")
+    assert cache.get(key(0)) is None
+    mine = tmp_path / "corrupt" / "notes.txt"
+    mine.write_text("mine")
+    planned = cache.clear(set_aside=True, dry_run=True)
+    assert cache.clear(set_aside=True) == planned
+    assert (planned.removed, planned.set_aside, planned.bytes_freed) == (1, 1, size + 1)
+    assert os.listdir(tmp_path / "corrupt") == ["notes.txt"]
+    mine.unlink()
+    cache.clear(set_aside=True)
+    assert not (tmp_path / "corrupt").exists()
 
 
 def test_files_that_vanish_meanwhile_are_no_error(
@@ -406,157 +618,3 @@ def test_a_folder_that_cannot_be_listed_is_a_clear_error(tmp_path: Path) -> None
     (tmp_path / "f").write_text("x")
     with pytest.raises(StorageError, match="cannot list"):
         SelfEditCache(tmp_path / "f", BIG).stats()
-
-
-# ---------------------------------------------------------------- stats
-
-
-def test_stats_count_entries_by_strategy_and_model(tmp_path: Path) -> None:
-    cache = SelfEditCache(tmp_path, BIG)
-    for number, (strategy, model) in enumerate([("a", "x"), ("b", "x"), ("b", "y")]):
-        cache.put(key(number), completion(), strategy=strategy, model=model)
-    (tmp_path / ("0" * 64 + ".json")).write_text("{")
-    (tmp_path / "corrupt").mkdir()
-    (tmp_path / "corrupt" / "c").write_text("{")
-    stats = cache.stats()
-    assert stats.entries == 4
-    assert stats.bytes == sum(p.stat().st_size for p in tmp_path.glob("*.json"))
-    assert stats.by_strategy == {"b": 2, "a": 1}
-    assert stats.by_model == {"x": 2, "y": 1}
-    assert (stats.unreadable, stats.set_aside) == (1, 1)
-    assert stats.oldest is not None
-    assert stats.newest is not None
-    assert stats.oldest <= stats.newest
-
-
-def test_stats_ignore_files_that_vanish_meanwhile(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    cache, _ = fill(tmp_path, 2)
-    read_bytes = Path.read_bytes
-
-    def vanished(path: Path) -> bytes:
-        if path == cache.path(key(0)):
-            raise FileNotFoundError
-        return read_bytes(path)
-
-    monkeypatch.setattr(Path, "read_bytes", vanished)
-    assert cache.stats().entries == 1
-
-
-def test_hits_and_misses_of_the_last_runs_are_kept(tmp_path: Path) -> None:
-    with SelfEditCache(tmp_path, BIG) as cache:
-        cache.get(key(0))
-        put(cache, 0)
-    with SelfEditCache(tmp_path, BIG) as cache:
-        for _ in range(3):
-            cache.get(key(0))
-        stats = cache.stats()
-        assert (stats.hits, stats.misses, stats.hit_rate) == (3, 1, 0.75)
-    cache.close()  # nothing new: nothing recorded
-    stats = SelfEditCache(tmp_path, BIG).stats()
-    assert (stats.hits, stats.misses) == (3, 1)
-    assert len((tmp_path / "usage.jsonl").read_text().splitlines()) == 2
-
-
-def test_the_usage_file_is_bounded_and_spoiled_lines_are_skipped(tmp_path: Path) -> None:
-    lines = ['{"hits": 1, "misses": 1, "pad": "' + "x" * 1000 + '"}'] * 100
-    (tmp_path / "usage.jsonl").write_text("\n".join([*lines, '{"hits": "?"', "[]", ""]))
-    with SelfEditCache(tmp_path, BIG) as cache:
-        cache.get(key())
-    kept = (tmp_path / "usage.jsonl").read_text().splitlines()
-    assert len(kept) == KEPT_RUNS
-    stats = SelfEditCache(tmp_path, BIG).stats()
-    assert (stats.hits, stats.misses) == (KEPT_RUNS - 3, KEPT_RUNS - 3 + 1)
-
-
-@pytest.mark.parametrize("call", ["write", "stat"])
-def test_usage_that_cannot_be_recorded_is_told_and_stops_nothing(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str
-) -> None:
-    told: list[str] = []
-    cache = SelfEditCache(tmp_path, BIG, on_problem=told.append)
-    cache.get(key())
-
-    def refuse(*_: object) -> int:
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-    if call == "write":
-        monkeypatch.setattr(os, "write", refuse)
-    else:
-        monkeypatch.setattr(os.path, "getsize", refuse)
-    cache.close()
-    assert len(told) == 1
-    assert "disk full" in told[0]
-
-
-# ---------------------------------------------------------------- several processes, kills
-
-_WRITER = """
-import itertools, sys
-from pathlib import Path
-from aios.core.seal.cache import SelfEditCache, cache_key
-from aios.core.types import Completion, SamplingParams
-
-folder, limit, first, count, distinct, size = Path(sys.argv[1]), *map(int, sys.argv[2:])
-
-def fail(*problem):
-    sys.exit(f"problem: {problem}")
-
-cache = SelfEditCache(folder, limit, on_corrupt=fail, on_problem=fail)
-print("ready", flush=True)
-for i in range(count) if count else itertools.count():
-    number = (first + i) % distinct
-    key = cache_key(model_digest="m", adapter_digest="", prompt_text="Write.",
-                    sampling=SamplingParams(), seed=7, candidate=number, parser_version=1,
-                    strategy="rewrite")
-    text = f"{number} " * size
-    found = cache.get(key)
-    if found is not None and found.completion.text != text:
-        fail(key, "wrong text")
-    cache.put(key, Completion(text, 3, "stop", 7), strategy="rewrite", model="tiny")
-cache.close()
-"""
-
-
-def writer(folder: Path, *numbers: int) -> subprocess.Popen[bytes]:
-    command = [sys.executable, "-c", _WRITER, str(folder), *map(str, numbers)]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-
-
-def test_two_processes_share_a_cache_that_is_always_pruned(tmp_path: Path) -> None:
-    processes = [writer(tmp_path, 8000, first, 60, 30, 50) for first in (0, 15)]
-    for process in processes:
-        _, errors = process.communicate(timeout=30)
-        assert process.returncode == 0, errors.decode()
-    cache = SelfEditCache(tmp_path, 8000)
-    stats = cache.stats()
-    assert 0 < stats.bytes <= 8000
-    assert stats.unreadable == stats.set_aside == 0
-    assert stats.hits + stats.misses == 120
-    assert not [n for n in os.listdir(tmp_path) if n.endswith(".tmp")]
-
-
-def test_a_kill_during_puts_leaves_whole_entries(tmp_path: Path) -> None:
-    corrupt: list[object] = []
-    for seed in range(5):
-        with writer(tmp_path, BIG, 0, 0, 5, 20_000) as process:
-            assert process.stdout is not None
-            assert process.stdout.readline() == b"ready\n"
-            time.sleep(random.Random(seed).uniform(0.0, 0.05))
-            process.kill()
-        cache = SelfEditCache(tmp_path, BIG, on_corrupt=lambda *report: corrupt.append(report))
-        for number in range(5):
-            found = cache.get(key(number))
-            assert found is None or found.completion.text == f"{number} " * 20_000
-    assert corrupt == []
-    assert SelfEditCache(tmp_path, BIG).stats().entries > 0
-    assert put(SelfEditCache(tmp_path, BIG), 99)
-
-
-def test_temporaries_of_killed_processes_are_cleaned_up(tmp_path: Path) -> None:
-    left = tmp_path / f".{key()}.json.0123456789abcdef.tmp"
-    left.write_text("{")
-    os.utime(left, (0, 0))
-    put(SelfEditCache(tmp_path, BIG))
-    assert not left.exists()

@@ -182,6 +182,41 @@ def test_each_wording_has_its_own_seed_and_its_share_of_the_deadline() -> None:
     assert {request.deadline_seconds for request in model.requests} == {30.0 / half}
 
 
+def test_each_candidate_is_put_together_of_its_own_answers() -> None:
+    model = ScriptedModel(QUESTIONS, knows=["1871"])
+    strategy = GroundedQAStrategy("self-qa-grounded")
+    both = strategy.requests(model, PASSAGE, [7, 8], SAMPLING, 30.0)
+    for_one, for_other = (
+        strategy.requests(model, PASSAGE, [seed], SAMPLING, 30.0) for seed in (7, 8)
+    )
+    assert both == [*for_one, *for_other]
+    assert all(len(request.seeds) == 1 for request in both)
+    answers = model.generate(both)
+    split = len(for_one)
+    assert strategy.assemble(model, PASSAGE, [7, 8], answers) == [
+        *strategy.assemble(model, PASSAGE, [7], answers[:split]),
+        *strategy.assemble(model, PASSAGE, [8], answers[split:]),
+    ]
+
+
+def test_the_wordings_do_not_follow_the_sampling_settings() -> None:
+    model = ScriptedModel()
+    strategy = GroundedQAStrategy("self-qa-grounded")
+    cool, hot = (
+        strategy.requests(model, PASSAGE, [7], SamplingParams(temperature=t), None)
+        for t in (0.2, 1.5)
+    )
+    assert cool == hot
+    assert not strategy.samples
+    assert not ClozeStrategy("cloze").samples
+
+
+def test_nothing_is_scored_where_no_question_was_worded() -> None:
+    model = ScriptedModel({"": ["no question"]})
+    assert edits(GroundedQAStrategy("self-qa-grounded"), model) == []
+    assert model.scored == 0
+
+
 def test_a_candidate_is_marked_where_a_wording_was_late() -> None:
     slow = ScriptedModel(QUESTIONS, faults=Faults(hang_seconds=5.0), sleep=lambda seconds: None)
     strategy = GroundedQAStrategy("self-qa-grounded")

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import pytest
 
+from aios.backends.scripted import ScriptedModel
 from aios.core.errors import UnknownStrategyError, UsageError
 from aios.core.seal import strategies
 from aios.core.seal.completion_text import normalise
@@ -21,6 +22,7 @@ from aios.core.seal.strategies import (
     get_strategy,
     known_strategies,
 )
+from aios.core.streaming import Generated, collect
 from aios.core.types import (
     Completion,
     GenerationRequest,
@@ -50,12 +52,17 @@ class EchoModel:
     def format_chat(self, messages: Sequence[Mapping[str, str]]) -> str:
         return "\n\n".join(f"{turn['role']}: {turn['content']}" for turn in messages)
 
-    def generate(self, requests: Sequence[GenerationRequest]) -> list[list[Completion]]:
+    def stream(
+        self, requests: Iterable[GenerationRequest], *, width: int | None = None
+    ) -> Iterator[Generated]:
         self.calls.append(list(requests))
-        return [
-            [Completion(f"{seed} {request.prompt}", 1, "stop", seed) for seed in request.seeds]
-            for request in requests
-        ]
+        for index, request in enumerate(self.calls[-1]):
+            texts = (f"{seed} {request.prompt}" for seed in request.seeds)
+            written = zip(texts, request.seeds, strict=True)
+            yield Generated(index, tuple(Completion(t, 1, "stop", seed) for t, seed in written))
+
+    def generate(self, requests: Sequence[GenerationRequest]) -> list[list[Completion]]:
+        return collect(self.stream(requests))
 
     def score(self, requests: Sequence[ScoreRequest]) -> list[Score]:
         raise NotImplementedError
@@ -108,10 +115,40 @@ def test_all_passages_and_seeds_go_to_the_model_in_one_call() -> None:
     ]
 
 
-def test_no_passages_need_no_model() -> None:
+def test_no_passages_need_no_answers() -> None:
     model = EchoModel()
     assert get_strategy("rewrite").generate(model, [], [], SamplingParams()) == []
+    assert model.calls in ([], [[]])
+
+
+def test_a_passage_is_one_request_for_all_its_seeds() -> None:
+    model = EchoModel()
+    strategy = get_strategy("self-qa")
+    requests = strategy.requests(model, PASSAGE, [4, 2], SamplingParams(top_p=0.5), 3.0)
+    prompt = strategy.prompt_text(model, PASSAGE)
+    assert requests == [GenerationRequest(prompt, (4, 2), SamplingParams(top_p=0.5), 3.0)]
     assert model.calls == []
+
+
+def test_the_answers_to_the_request_are_the_completions() -> None:
+    answer = (Completion("a", 1, "stop", 4), Completion("b", 1, "length", 2))
+    found = get_strategy("self-qa").assemble(EchoModel(), PASSAGE, [4, 2], [answer])
+    assert found == list(answer)
+
+
+@pytest.mark.parametrize("name", known_strategies())
+def test_to_generate_is_to_ask_and_to_put_together(name: str) -> None:
+    model, strategy = ScriptedModel(), get_strategy(name)
+    passages = [PASSAGE, Passage.make("Snow is cold in 1871 and white in Norway.")]
+    seeds = [(1, 2), (3,)]
+    at_once = strategy.generate(model, passages, seeds, SamplingParams(), 30.0)
+    one_by_one = []
+    for passage, of_passage in zip(passages, seeds, strict=True):
+        requests = strategy.requests(model, passage, of_passage, SamplingParams(), 30.0)
+        answers = model.generate(requests)
+        one_by_one.append(strategy.assemble(model, passage, of_passage, answers))
+    assert at_once == one_by_one
+    assert [[completion.seed for completion in row] for row in at_once] == [[1, 2], [3]]
 
 
 def test_seeds_must_be_given_for_each_passage() -> None:

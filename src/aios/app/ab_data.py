@@ -172,7 +172,9 @@ def _make_edits(job: ABJob, passages: tuple[Passage, ...]) -> list[PassageEdits]
         )
         digest = content_hash([(p.id, p.title, p.text) for p in passages])
         fingerprint = generation_fingerprint(job.config, digest, generator)
-        return journalled_edits(job.run, generator, passages, fingerprint, job.should_stop)
+        return journalled_edits(
+            job.config, job.run, generator, passages, fingerprint, job.should_stop
+        )
 
 
 def _require_edits(data: ABData, *, with_control: bool) -> None:

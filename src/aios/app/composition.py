@@ -2,32 +2,43 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from aios.app.models import is_offline
+from aios.app.trackers import check_trackers, run_params, tracked
+from aios.app.watchdog import Watch, watching
+from aios.backends.embeddings import open_embedder
+from aios.backends.scripted import SCRIPTED_NAME
 from aios.core.config.loader import dump
 from aios.core.config.recipes import ResolvedRecipe, resolve_recipe
 from aios.core.config.schemas import Config
 from aios.core.errors import AIOSError, RunInterrupted, StorageError, UsageError
 from aios.core.events import Notice, RunFinished, RunStarted
-from aios.core.protocols import Emit, LanguageModel, ignore
+from aios.core.protocols import Emit, LanguageModel, ShouldStop, ignore, never
 from aios.core.seal.cache import SelfEditCache
+from aios.core.seal.prompt_templates import AUTO
 from aios.core.seal.prompts import PromptBuilder
 from aios.core.seal.quality import FilterSettings
+from aios.core.seal.quality_duplicates import CorpusDuplicates, Embedder
 from aios.core.seal.self_edit_generator import SelfEditGenerator
+from aios.core.seal.strategy_mix import resolve_mix
+from aios.core.telemetry import GenerationTelemetry
 from aios.storage.event_log import fan_out
 from aios.storage.runs import RunDirectory
 
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """A run in progress: its directory, and an `Emit` that records and shows."""
+    """A run in progress: its directory, an `Emit` that records and shows, and what it cost."""
 
     directory: RunDirectory
     emit: Emit
+    telemetry: GenerationTelemetry
 
 
 @contextmanager
@@ -47,20 +58,21 @@ def started_run(
         UsageError: `path` exists and is not to be resumed, or holds a run of another kind.
         StorageError: The directory or the record of events cannot be written.
     """
-    resumed = path is not None and resume and (path / "run.json").exists()
-    if resumed and path is not None:
-        directory = _reopened(path, kind)
-    else:
-        root = path.parent if path is not None else config.paths.artifacts / "runs"
-        directory = RunDirectory.create(
-            root,
-            kind,
-            run_id=path.name if path is not None else None,
-            config_yaml=dump(config),
-            seed=config.seed,
-        )
-    with directory:
-        emit = fan_out(directory.emit, display)
+    offline = is_offline(config)
+    check_trackers(config.telemetry.trackers, offline=offline, environ=os.environ)
+    directory, resumed = _run_directory(config, kind, path, resume)
+    telemetry = GenerationTelemetry()
+    trackers = tracked(
+        config.telemetry.trackers,
+        run_id=directory.id,
+        kind=kind,
+        params=run_params(config.model_dump(mode="json")),
+        folder=config.paths.artifacts / "trackers",
+        offline=offline,
+        environ=os.environ,
+    )
+    with directory, trackers as subscribers:
+        emit = fan_out(directory.emit, display, telemetry, *subscribers)
         began = time.monotonic()
 
         def end(status: str, summary: str = "") -> None:
@@ -68,13 +80,47 @@ def started_run(
 
         emit(RunStarted(directory.id, kind, resumed))
         try:
-            yield Run(directory, emit)
+            yield Run(directory, emit, telemetry)
         except BaseException as error:
             stopped = isinstance(error, (RunInterrupted, KeyboardInterrupt))
             with suppress(StorageError):  # on a full disk, the error itself is what counts
                 end("interrupted" if stopped else "failed", _in_a_line(error))
             raise
         end("done")
+
+
+def _run_directory(
+    config: Config, kind: str, path: Path | None, resume: bool
+) -> tuple[RunDirectory, bool]:
+    """The run's directory, and whether an earlier run had made it."""
+    if path is not None and resume and (path / "run.json").exists():
+        return _reopened(path, kind), True
+    made = RunDirectory.create(
+        path.parent if path is not None else config.paths.artifacts / "runs",
+        kind,
+        run_id=path.name if path is not None else None,
+        config_yaml=dump(config),
+        seed=config.seed,
+    )
+    return made, False
+
+
+@contextmanager
+def watched(
+    config: Config, run: Run, stage: str, should_stop: ShouldStop = never
+) -> Iterator[Watch]:
+    """A watchdog over a stage of a run, as the config sets it; emit and ask to stop through it."""
+    settings = config.telemetry
+    with watching(
+        run.emit,
+        stage=stage,
+        stall_seconds=settings.stall_seconds,
+        heartbeat_seconds=settings.heartbeat_seconds,
+        abort_after_seconds=settings.abort_after_seconds,
+        should_stop=should_stop,
+        dump_to=run.directory.path,
+    ) as watch:
+        yield watch
 
 
 def _in_a_line(error: BaseException) -> str:
@@ -154,7 +200,43 @@ def filter_settings(config: Config) -> FilterSettings:
         similarity_threshold=seal.similarity_threshold,
         enable_quality_filter=seal.enable_quality_filter,
         enable_grounding=seal.enable_grounding,
+        max_loss=seal.max_loss,
+        embedding_threshold=seal.embedding_threshold,
     )
+
+
+def build_embedder(config: Config, model: LanguageModel) -> Embedder | None:
+    """What finds duplicates by meaning, if anything does; its model is loaded at first use.
+
+    The scripted model has none with ``auto``: it is for tests, and needs no torch.
+
+    Raises:
+        UsageError: It is switched on, and the embedding model is not installed.
+    """
+    mode = config.seal.embedding_deduplication
+    if not config.seal.enable_deduplication or (mode == "auto" and model.name == SCRIPTED_NAME):
+        return None
+    return open_embedder(mode)
+
+
+def build_corpus_duplicates(
+    config: Config, embedder: Embedder | None = None
+) -> CorpusDuplicates | None:
+    """What finds duplicates across the passages of a file; None where they are not looked for."""
+    seal = config.seal
+    if not seal.enable_deduplication or seal.deduplicate_across == "passage":
+        return None
+    return CorpusDuplicates(seal.similarity_threshold, embedder, seal.embedding_threshold)
+
+
+def check_strategy(config: Config) -> None:
+    """Looks the configured strategy up, before a model is loaded for it.
+
+    Raises:
+        UsageError: It is not known, or cannot be loaded.
+    """
+    if config.seal.strategy != AUTO:
+        resolve_mix(config.seal.strategy, 1, build_prompts(config))
 
 
 def recipe_for(config: Config, model: LanguageModel) -> ResolvedRecipe:

@@ -24,11 +24,15 @@ from typing import Any, Literal
 
 import psutil
 
+from aios.app.composition import build_prompts
 from aios.app.models import is_offline
+from aios.app.strategies import auto_choice, list_strategies
 from aios.backends import model_store
-from aios.backends.models import ModelSource, installed_model, known_models
+from aios.backends.models import ENDPOINT_PREFIX, ModelSource, installed_model, known_models
 from aios.core.config.schemas import Config
 from aios.core.errors import AIOSError
+from aios.core.seal.prompt_templates import AUTO
+from aios.core.seal.strategy_mix import resolve_mix
 
 Status = Literal["ok", "warning", "missing", "error"]
 
@@ -89,7 +93,7 @@ def run_doctor(config: Config, *, probe: TorchProbe | None = None) -> list[Check
     checks = [_check_python(), *_check_torch(config, probe or probe_torch)]
     checks += [_check_cpu(), _check_threads(config), _check_memory(config)]
     checks += _check_disk(config)
-    checks += [_check_model(config), _check_config(config)]
+    checks += [_check_model(config), _check_config(config), _check_strategies(config)]
     checks += _check_write_access(config)
     return checks + _check_extras()
 
@@ -269,6 +273,8 @@ def _find_model(config: Config) -> tuple[ModelSource | None, AIOSError | None]:
 
 def _check_model(config: Config) -> Check:
     name = "base model"
+    if config.model.name.startswith(ENDPOINT_PREFIX):
+        return _check_endpoint(config)
     source, error = _find_model(config)
     if error is not None:
         return Check(name, "error", error.message, error.remedy or "see `aios models list`")
@@ -300,9 +306,40 @@ def _check_model(config: Config) -> Check:
     return Check(name, "ok", f"{source.name} ({source.kind}), {source.path}{checked}")
 
 
+def _check_endpoint(config: Config) -> Check:
+    """Whether the endpoint answers; it is asked for its models, not for a text."""
+    from aios.backends.openai_compat import EndpointModel
+
+    once = config.endpoint.model_copy(update={"max_retries": 0, "timeout_seconds": 5.0})
+    name = "base model"
+    try:
+        model = EndpointModel.connect(config.model.name, once, offline=is_offline(config))
+    except AIOSError as error:
+        return Check(name, "error", error.message, error.remedy)
+    model.close()
+    return Check(name, "ok", f"{config.model.name} answers at {config.endpoint.url}")
+
+
 def _check_config(config: Config) -> Check:
     network = "off" if is_offline(config) else "on"
     return Check("config", "ok", f"valid; model {config.model.name}, network {network}")
+
+
+def _check_strategies(config: Config) -> Check:
+    """Whether the strategies of the config can be used, and those of other packages."""
+    name = "strategies"
+    auto = auto_choice(config)
+    wanted = auto.strategy if config.seal.strategy == AUTO else config.seal.strategy
+    try:
+        resolve_mix(wanted, 1, build_prompts(config))
+        found = list_strategies(config)
+    except AIOSError as error:
+        return Check(name, "error", error.message, error.remedy or "see `aios seal strategies`")
+    broken = [f"{info.name} ({info.source}): {info.problem}" for info in found if info.problem]
+    if broken:
+        remedy = "update or remove the package; `aios seal strategies` lists what there is"
+        return Check(name, "warning", "; ".join(broken), remedy)
+    return Check(name, "ok", f"{len(found)} can be used; in force: {wanted}")
 
 
 def _check_write_access(config: Config) -> list[Check]:

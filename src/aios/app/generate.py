@@ -5,34 +5,42 @@ from __future__ import annotations
 import re
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from itertools import islice
 from pathlib import Path
-from typing import Literal
+from typing import BinaryIO, Literal
 
 from aios.app.composition import (
-    Run,
     build_generator,
     cache_in_use,
+    check_strategy,
     describe_strategy,
-    open_cache,
     recipe_for,
     started_run,
+    watched,
 )
-from aios.app.edit_journal import file_digest, generation_fingerprint, journalled_batches
+from aios.app.edit_journal import JournalledEdits, file_digest, generation_fingerprint
+from aios.app.generation_plan import (
+    EarlyEstimate,
+    check_input,
+    describe_estimate,
+    ignore_reject,
+    read_input,
+)
 from aios.app.models import load_model
 from aios.core.config.recipes import ResolvedRecipe
 from aios.core.config.schemas import Config
-from aios.core.data.readers import read_passages
 from aios.core.data.rejects import Reject
 from aios.core.data.writers import EditWriter, open_writer, write_rejects
 from aios.core.errors import UsageError
-from aios.core.events import StageFinished, StageProgress, StageStarted
-from aios.core.files import append_jsonl, guarded
+from aios.core.estimates import Estimate
+from aios.core.events import Notice, StageFinished, StageProgress, StageStarted
+from aios.core.files import atomic_writer, encode_json, guarded
 from aios.core.protocols import Emit, LanguageModel, ShouldStop, ignore, never
-from aios.core.seal.self_edit_generator import EditBatch, PassageEdits
-from aios.core.types import Failure, Passage
+from aios.core.seal.self_edit_generator import PassageEdits
+from aios.core.telemetry import TelemetrySummary
+from aios.core.types import Failure
 from aios.storage.journal import Journal
 
 Resume = Literal["never", "always", "if-possible"]
@@ -57,6 +65,9 @@ class GenerateReport:
         rejects_path: The list of rejects, or None without any.
         strategy: Strategy in force.
         strategy_source: Where that choice comes from.
+        estimate: What the whole was thought to take after the first passages; None where it was
+            over by then.
+        telemetry: What it cost, in detail: this run's part of the work.
     """
 
     output: Path
@@ -73,31 +84,8 @@ class GenerateReport:
     rejects_path: Path | None
     strategy: str
     strategy_source: str
-
-
-@dataclass(frozen=True, slots=True)
-class GeneratePlan:
-    """What a generation would do.
-
-    Attributes:
-        passages: Passages to read.
-        rejected: Records that cannot be used.
-        candidates: Self-edits to make.
-        cached: How many of them the cache has.
-        prompt_tokens: Tokens of all prompts.
-        max_new_tokens: Most tokens that could be generated.
-        strategy: Strategy in force.
-        strategy_source: Where that choice comes from.
-    """
-
-    passages: int
-    rejected: int
-    candidates: int
-    cached: int
-    prompt_tokens: int
-    max_new_tokens: int
-    strategy: str
-    strategy_source: str
+    estimate: Estimate | None = None
+    telemetry: TelemetrySummary | None = None
 
 
 @dataclass(slots=True)
@@ -112,6 +100,7 @@ class _Tally:
     generated: int = 0
     tokens: int = 0
     reused: int = 0
+    estimate: Estimate | None = None
 
     def add(self, result: PassageEdits, *, reused: bool) -> None:
         self.passages += 1
@@ -133,6 +122,7 @@ class _Tally:
         rejected: int,
         rejects_path: Path | None,
         recipe: ResolvedRecipe,
+        telemetry: TelemetrySummary,
     ) -> GenerateReport:
         return GenerateReport(
             output=output,
@@ -149,6 +139,8 @@ class _Tally:
             rejects_path=rejects_path,
             strategy=recipe.strategy,
             strategy_source=describe_strategy(recipe),
+            estimate=self.estimate,
+            telemetry=telemetry,
         )
 
 
@@ -165,8 +157,9 @@ def generate_edits(
 ) -> GenerateReport:
     """Makes self-edits for every passage of a file.
 
-    The output appears when it is complete. Until then finished batches are in a journal beside
-    it, so that a run that was killed goes on where it was and ends with the same file.
+    The output appears when it is complete, and with it ``<stem>.dropped.jsonl``, what the quality
+    filter left out. Until then finished passages are in a journal beside it, so that a run that
+    was killed goes on where it was and ends with the same files.
 
     Args:
         config: The resolved config.
@@ -175,7 +168,7 @@ def generate_edits(
         resume: Whether to go on from a journal that is there.
         output_format: Another format than the ending's, e.g. ``messages``.
         emit: Shows events.
-        should_stop: Asked between batches.
+        should_stop: Asked before each passage that is begun; those in flight are finished.
         model: The generator; loaded from the config by default.
 
     Raises:
@@ -187,76 +180,71 @@ def generate_edits(
     began = time.monotonic()
     writer = open_writer(output, output_format)
     _check_output(input, output)
-    journal_path = output.with_name(f".{output.name}.journal")
+    journal_path = _journal_path(output)
     if resume == "always" and not journal_path.exists():
         raise UsageError(
             f"there is no interrupted run for {output}", "use --resume if-possible or never"
         )
     total = check_input(input)
+    check_strategy(config)
     rejects: list[Reject] = []
     with started_run(config, "generate", emit) as run, cache_in_use(config, run.emit) as cache:
         model = model or load_model(config, emit=run.emit)
         recipe = recipe_for(config, model)
-        generator = build_generator(config, model, recipe, cache=cache, emit=run.emit)
-        fingerprint = generation_fingerprint(config, file_digest(input), generator)
-        with Journal(journal_path, fingerprint, start_over=resume == "never") as journal:
-            _remove_torn(output)
-            passages = read_input(config, input, model, rejects.append)
-            batches = journalled_batches(generator, passages, journal, should_stop, run.emit)
-            run.emit(StageStarted("generate", total, "passages"))
-            with writer as out:
-                tally = _write_edits(run, batches, out)
-            rejects_path = _list_rejects(output, rejects)
-            journal.discard()
+        with watched(config, run, "generate", should_stop) as watch:
+            generator = build_generator(config, model, recipe, cache=cache, emit=watch.emit)
+            fingerprint = generation_fingerprint(config, file_digest(input), generator)
+            with Journal(journal_path, fingerprint, start_over=resume == "never") as journal:
+                _remove_torn(output)
+                passages = read_input(config, input, model, rejects.append)
+                journalled = JournalledEdits(generator, journal, watch.should_stop, watch.emit)
+                watch.emit(StageStarted("generate", total, "passages"))
+                early = EarlyEstimate(total, generator.num_edits)
+                with atomic_writer(dropped_path(output)) as dropped, writer as out:
+                    tally = _write_edits(watch.emit, journalled.run(passages), out, dropped, early)
+                rejects_path = _list_rejects(output, rejects)
+                journal.discard()
         seconds = time.monotonic() - began
         run.emit(StageFinished("generate", seconds, f"{tally.edits} edits"))
-    return tally.report(output, seconds, len(rejects), rejects_path, recipe)
+        telemetry = run.telemetry.summary()
+        run.emit(telemetry.event())
+    return tally.report(output, seconds, len(rejects), rejects_path, recipe, telemetry)
 
 
-def _write_edits(run: Run, batches: Iterator[tuple[EditBatch, bool]], out: EditWriter) -> _Tally:
-    """Writes the edits of all batches, and lists what was dropped in the run directory."""
+def dropped_path(output: Path) -> Path:
+    """Where what the quality filter left out is listed, beside the edits."""
+    return output.with_name(f"{output.stem}.dropped.jsonl")
+
+
+def _rejects_path(output: Path) -> Path:
+    return output.with_name(f"{output.stem}.rejects.jsonl")
+
+
+def _journal_path(output: Path) -> Path:
+    return output.with_name(f".{output.name}.journal")
+
+
+def _write_edits(
+    emit: Emit,
+    results: Iterator[tuple[PassageEdits, bool]],
+    out: EditWriter,
+    dropped: BinaryIO,
+    early: EarlyEstimate,
+) -> _Tally:
+    """Writes the edits of all passages, and what was dropped."""
     tally = _Tally()
-    dropped = run.directory.path / "dropped.jsonl"
-    for batch, reused in batches:
-        for result in batch.passages:
-            tally.add(result, reused=reused)
-            for edit in result.kept:
-                out.write(edit, result.passage)
-        drops = [asdict(drop) for result in batch.passages for drop in result.drops]
-        append_jsonl(dropped, drops, sync=False)
-        run.emit(StageProgress("generate", tally.passages, f"{tally.edits} edits"))
+    for result, reused in results:
+        tally.add(result, reused=reused)
+        for edit in result.kept:
+            out.write(edit, result.passage)
+        for drop in result.drops:
+            dropped.write(encode_json(asdict(drop)) + b"\n")
+        emit(StageProgress("generate", tally.passages, f"{tally.edits} edits"))
+        if tally.estimate is None:
+            tally.estimate = early.after(result, reused=reused)
+            if tally.estimate is not None:
+                emit(Notice(describe_estimate(tally.estimate)))
     return tally
-
-
-def plan_generation(config: Config, input: Path) -> GeneratePlan:
-    """Counts what a generation would do; writes nothing.
-
-    Raises:
-        UsageError: Input or config cannot be used.
-    """
-    check_input(input)
-    model = load_model(config)
-    recipe = recipe_for(config, model)
-    rejects: list[Reject] = []
-    passages = cached = prompt_tokens = 0
-    # Not closed, so that looking into the cache does not count as using it.
-    cache = open_cache(config) if config.seal.enable_cache else None
-    generator = build_generator(config, model, recipe, cache=cache)
-    for passage in read_input(config, input, model, rejects.append):
-        passages += 1
-        cached += generator.count_cached(passage)
-        prompt_tokens += generator.count_prompt_tokens(passage)
-    candidates = passages * generator.num_edits
-    return GeneratePlan(
-        passages=passages,
-        rejected=len(rejects),
-        candidates=candidates,
-        cached=cached,
-        prompt_tokens=prompt_tokens,
-        max_new_tokens=(candidates - cached) * config.seal.max_new_tokens,
-        strategy=recipe.strategy,
-        strategy_source=describe_strategy(recipe),
-    )
 
 
 def preview_edits(
@@ -268,47 +256,28 @@ def preview_edits(
         UsageError: Input or config cannot be used.
     """
     check_input(input)
+    check_strategy(config)
     model = load_model(config, emit=emit)
     generator = build_generator(config, model, recipe_for(config, model), cache=None, emit=emit)
-    passages = read_input(config, input, model, _ignore_reject)
+    passages = read_input(config, input, model, ignore_reject)
     return list(generator.generate(islice(passages, num_samples)))
-
-
-def check_input(path: Path) -> int:
-    """Reads an input once, before anything else is done; gives its passages, none split yet.
-
-    Raises:
-        DataError: It is missing, a folder, empty, of an unknown ending, or holds no passage.
-    """
-    return sum(1 for _ in read_passages(path, on_reject=_ignore_reject))
 
 
 def _check_output(input: Path, output: Path) -> None:
     if output.is_dir():
         raise UsageError(f"{output} is a folder", "name a file for the self-edits")
-    if output.exists() and input.exists() and output.samefile(input):
-        raise UsageError(f"{output} is the input itself", "name another output")
-
-
-def read_input(
-    config: Config, path: Path, model: LanguageModel, on_reject: Callable[[Reject], None]
-) -> Iterator[Passage]:
-    """The passages of a file, long ones split as the config says."""
-    return read_passages(
-        path,
-        on_reject=on_reject,
-        count_tokens=model.count_tokens,
-        max_tokens=config.data.max_passage_tokens,
-    )
-
-
-def _ignore_reject(reject: Reject) -> None:
-    """Rejects are listed by the run that uses the passages, not by a look ahead."""
+    for path in (output, dropped_path(output), _rejects_path(output)):
+        if path.exists() and input.exists() and path.samefile(input):
+            raise UsageError(
+                f"{path}, which is written, is the input itself", "name another output"
+            )
 
 
 def _remove_torn(output: Path) -> None:
     """Removes what a killed run left of this output; whoever holds the journal is the only one."""
-    torn = re.compile(rf"\.{re.escape(output.name[:128])}\.[0-9a-f]{{16}}\.tmp")
+    written = (output, dropped_path(output), _rejects_path(output), _journal_path(output))
+    names = "|".join(re.escape(path.name[:128]) for path in written)
+    torn = re.compile(rf"\.({names})\.[0-9a-f]{{16}}\.tmp")
     with guarded("list", output.parent):
         for path in output.parent.iterdir():
             if torn.fullmatch(path.name):
@@ -316,7 +285,7 @@ def _remove_torn(output: Path) -> None:
 
 
 def _list_rejects(output: Path, rejects: list[Reject]) -> Path | None:
-    path = output.with_name(f"{output.stem}.rejects.jsonl")
+    path = _rejects_path(output)
     if rejects:
         write_rejects(path, rejects)
         return path

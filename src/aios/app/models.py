@@ -12,6 +12,7 @@ from pathlib import Path
 
 from aios.backends import hub, model_store
 from aios.backends.models import (
+    ENDPOINT_PREFIX,
     KnownModel,
     ModelSource,
     installed_model,
@@ -35,7 +36,7 @@ class ModelInfo:
 
     Attributes:
         name: What to give as ``--model``.
-        kind: ``bundled``, ``folder``, ``gguf``, ``hub`` or ``scripted``.
+        kind: ``bundled``, ``folder``, ``gguf``, ``hub``, ``scripted`` or ``endpoint``.
         source: Where it comes from, in words.
         installed: Whether it is on this machine and whole.
         path: Its folder, where it is on this machine.
@@ -132,6 +133,12 @@ def load_model(config: Config, *, emit: Emit = ignore) -> LanguageModel:
     """
     if config.model.name == SCRIPTED_NAME:
         return ScriptedModel()
+    if config.model.name.startswith(ENDPOINT_PREFIX):
+        from aios.backends.openai_compat import EndpointModel
+
+        return EndpointModel.connect(
+            config.model.name, config.endpoint, offline=is_offline(config), emit=emit
+        )
     source = load_source(config, emit)
     from aios.backends.torch_lm import TorchLM
 
@@ -194,6 +201,8 @@ def _info(config: Config, source: ModelSource) -> ModelInfo:
 def _info_not_here(config: Config, name: str, known: KnownModel | None) -> ModelInfo:
     kind = kind_of(name)
     source = "Hugging Face hub" if hub.parse_hub_id(name) else name
+    if kind == "endpoint":
+        source = config.endpoint.url
     return ModelInfo(
         name=name,
         kind=kind,

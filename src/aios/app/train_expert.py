@@ -236,7 +236,9 @@ def _prepare(job: _Job) -> TrainingData:
 
         def generate(passages: Sequence[Passage]) -> list[PassageEdits]:
             fingerprint = generation_fingerprint(config, file_digest(job.dataset), generator)
-            return journalled_edits(run, generator, tuple(passages), fingerprint, job.should_stop)
+            return journalled_edits(
+                config, run, generator, tuple(passages), fingerprint, job.should_stop
+            )
 
         orchestrator = AutoTrainingOrchestrator(
             config, model=job.model, generator=generator, generate=generate

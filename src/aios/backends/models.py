@@ -31,7 +31,8 @@ from aios.core.errors import ModelError
 from aios.core.events import StageFinished, StageStarted
 from aios.core.protocols import Emit, ignore
 
-ModelKind = Literal["bundled", "folder", "gguf", "hub", "scripted"]
+ModelKind = Literal["bundled", "folder", "gguf", "hub", "scripted", "endpoint"]
+ENDPOINT_PREFIX = "endpoint:"
 Convert = Callable[[Path, Path], None]
 
 
@@ -153,6 +154,12 @@ def resolve_model(
         return _bundled(_BUNDLED[name], cache_dir, offline, emit, refresh, convert)
     if kind == "gguf":
         return _gguf(name, cache_dir, emit, refresh, convert)
+    if kind == "endpoint":
+        raise ModelError(
+            f"the model {name} is on a server: there is nothing to fetch, and its weights are not"
+            " here",
+            "choose a model that is loaded here; an endpoint can only write self-edits",
+        )
     if kind == "hub" and not offline:
         if not refresh:
             with contextlib.suppress(ModelError):  # broken: fetched again, then judged
@@ -177,6 +184,8 @@ def installed_model(name: str, *, cache_dir: Path | None = None) -> ModelSource 
         ModelError: The name is not known, or names a folder that is broken or refused.
     """
     kind = kind_of(name)
+    if kind == "endpoint":
+        return None
     if kind == "scripted":
         return _scripted()
     if kind == "folder":
@@ -199,6 +208,8 @@ def kind_of(name: str) -> ModelKind:
         return "bundled"
     if name == SCRIPTED_NAME:
         return "scripted"
+    if name.startswith(ENDPOINT_PREFIX):
+        return "endpoint"
     path = _as_path(name)
     if path.is_dir():
         return "folder"

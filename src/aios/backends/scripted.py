@@ -16,11 +16,12 @@ import math
 import random
 import re
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from aios.core.errors import BackendError, NonFiniteError
 from aios.core.seeds import derive
+from aios.core.streaming import Generated, collect
 from aios.core.types import Completion, FinishReason, GenerationRequest, Score, ScoreRequest
 
 SCRIPTED_NAME = "scripted"
@@ -33,6 +34,7 @@ _IN_PROMPT_FACTOR = 0.5
 _LEARNT_FLOOR = 0.25
 _LEARNT_RATE = 0.6
 _GREEDY_BELOW = 1.0  # nats
+_KEPT_REQUESTS = 1000
 
 
 @dataclass(frozen=True)
@@ -40,8 +42,8 @@ class Faults:
     """What goes wrong, and when.
 
     Attributes:
-        fail_times: How many calls of `generate` fail before one succeeds.
-        fail_on: Only calls with a prompt that holds this text fail; empty: any call.
+        fail_times: How many requests fail, and end their stream, before one succeeds.
+        fail_on: Only requests with a prompt that holds this text fail; empty: any.
         retryable: Whether these failures say that trying again may help.
         hang_seconds: How long each completion takes.
         nan_scores: Every call of `score` meets a NaN.
@@ -89,7 +91,7 @@ class ScriptedModel:
         sleep: Called to hang.
 
     Attributes:
-        requests: Every generation request it was given, in order.
+        requests: The generation requests it was given, in order; of a long run the last 1000.
         scored: How many score requests it was given.
     """
 
@@ -163,25 +165,40 @@ class ScriptedModel:
         """The contents, joined by blank lines."""
         return "\n\n".join(message["content"] for message in messages)
 
+    def stream(
+        self, requests: Iterable[GenerationRequest], *, width: int | None = None
+    ) -> Iterator[Generated]:
+        """Writes the completions of one request after the other.
+
+        Raises:
+            BackendError: A fault was asked for.
+        """
+        for index, request in enumerate(requests):
+            self.requests.append(request)
+            del self.requests[:-_KEPT_REQUESTS]
+            if self._failures_left > 0 and self.faults.fail_on in request.prompt:
+                self._failures_left -= 1
+                raise BackendError("the script says to fail", retryable=self.faults.retryable)
+            used = self.count_tokens(request.prompt)
+            if used >= self._context_length:
+                error = BackendError(
+                    f"a prompt of {used} tokens leaves no room in the context of"
+                    f" {self._context_length}: {request.prompt[:60]!r}",
+                    "split the passage (data.max_passage_tokens)",
+                )
+                yield Generated(index, error=error)
+                continue
+            began = time.perf_counter()
+            written = tuple(self._complete(request, seed) for seed in request.seeds)
+            yield Generated(index, written, seconds=time.perf_counter() - began)
+
     def generate(self, requests: Sequence[GenerationRequest]) -> list[list[Completion]]:
         """Writes one completion a seed for each request.
 
         Raises:
             BackendError: A fault was asked for, or a prompt leaves no room in the context.
         """
-        self.requests.extend(requests)
-        for request in requests:
-            used = self.count_tokens(request.prompt)
-            if used >= self._context_length:
-                raise BackendError(
-                    f"a prompt of {used} tokens leaves no room in the context of"
-                    f" {self._context_length}: {request.prompt[:60]!r}",
-                    "split the passage (data.max_passage_tokens)",
-                )
-        if self._failures_left > 0 and any(self.faults.fail_on in r.prompt for r in requests):
-            self._failures_left -= 1
-            raise BackendError("the script says to fail", retryable=self.faults.retryable)
-        return [[self._complete(request, seed) for seed in request.seeds] for request in requests]
+        return collect(self.stream(requests))
 
     def score(self, requests: Sequence[ScoreRequest]) -> list[Score]:
         """Log-probabilities from hashes of the words.

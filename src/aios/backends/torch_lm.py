@@ -8,7 +8,7 @@ weights, which no call changes.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -21,15 +21,17 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging
 
+from aios.backends.batching import ContinuousBatch
 from aios.backends.chunked_loss import token_logprobs
 from aios.backends.devices import choose_device, choose_dtype, memory_errors, prepare_cpu
 from aios.backends.encoding import Encoded, Row, encode, fill_rows, pack
 from aios.backends.models import ModelSource
 from aios.backends.packed_forward import examine, last_hidden_states, output_head
-from aios.backends.sampling import sample
 from aios.core.errors import BackendError, ModelError, NonFiniteError
+from aios.core.streaming import Generated, collect
 from aios.core.types import Completion, GenerationRequest, Score, ScoreRequest
 
+_WIDTH = 32  # completions written at a time, where nobody says otherwise
 _ROW_TOKENS = 512  # most tokens of a packed row; measured best on a CPU
 
 
@@ -199,17 +201,22 @@ class TorchLM:
         )
         return text
 
+    def stream(
+        self, requests: Iterable[GenerationRequest], *, width: int | None = None
+    ) -> Iterator[Generated]:
+        """Writes completions as there is room; see `core.protocols.LanguageModel.stream`."""
+        batch = ContinuousBatch(
+            self.tokenizer,
+            self._generating,
+            width=width or _WIDTH,
+            context_length=self.context_length,
+            end_tokens=self._end_tokens(),
+        )
+        return batch.run(requests)
+
     def generate(self, requests: Sequence[GenerationRequest]) -> list[list[Completion]]:
         """Writes completions; see `core.protocols.LanguageModel.generate`."""
-        with self.active() as model, memory_errors("generate"):
-            return sample(
-                model,
-                self.tokenizer,
-                requests,
-                context_length=self.context_length,
-                end_tokens=self._end_tokens(),
-                device=self.device,
-            )
+        return collect(self.stream(requests))
 
     def score(self, requests: Sequence[ScoreRequest]) -> list[Score]:
         """Scores continuations; see `core.protocols.LanguageModel.score`.
@@ -256,6 +263,11 @@ class TorchLM:
             with self.active() as model, memory_errors("examine the model"):
                 self._weights.row_tokens = _ROW_TOKENS if examine(model) else 0
         return self._weights.row_tokens
+
+    @contextmanager
+    def _generating(self) -> Iterator[Any]:
+        with self.active() as model, memory_errors("generate"):
+            yield model
 
     @contextmanager
     def active(self) -> Iterator[Any]:

@@ -27,6 +27,7 @@ ENTRIES = {
     "hrm-hf": Entry("aios.cli.commands.hrm_hf:hrm_hf", "Train experts on passages."),
     "models": Entry("aios.cli.commands.models:models", "List and fetch base models."),
     "config": Entry("aios.cli.commands.config:config", "Show and explain the settings."),
+    "runs": Entry("aios.cli.commands.runs:runs", "Use what runs have recorded."),
     "doctor": Entry(
         "aios.cli.commands.doctor:doctor", "Check what this machine has and what is missing."
     ),

@@ -16,11 +16,13 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, TextIO
 
-from aios.cli.text import clean, format_count, format_duration
+from aios.cli.text import clean, format_bytes, format_count, format_duration, format_percent
 from aios.core.events import (
     Dropped,
     Evaluated,
     Event,
+    GenerationMeasured,
+    Heartbeat,
     Notice,
     PassageGenerated,
     RunStarted,
@@ -137,7 +139,25 @@ def _describe_verbose(event: Event) -> str | None:
             f"{event.training}: step {event.step}, epoch {event.epoch:.2f}, "
             f"{event.tokens:,} tokens, {shown or 'no loss yet'}, {format_duration(event.seconds)}"
         )
-    return None
+    if isinstance(event, Heartbeat):
+        memory = f", {format_bytes(event.rss_bytes)} of memory" if event.rss_bytes else ""
+        idle = format_duration(event.idle_seconds)
+        return f"{event.stage}: {format_count(event.done)} done, the last {idle} ago{memory}"
+    if isinstance(event, GenerationMeasured):
+        return _measured(event)
+    return None  # of a stall a notice tells, with what to do
+
+
+def _measured(event: GenerationMeasured) -> str:
+    shown: dict[str, Callable[[float], str]] = {
+        "tokens_per_second": lambda value: f"{value:,.0f} tokens/s",
+        "passage_seconds_median": lambda value: f"{format_duration(value)} a passage (median)",
+        "hit_rate": lambda value: f"{format_percent(value, 0)} from the cache",
+        "drop_rate": lambda value: f"{format_percent(value, 0)} dropped",
+        "peak_rss_bytes": lambda value: f"at most {format_bytes(value)} of memory",
+    }
+    facts = [write(event.figures[name]) for name, write in shown.items() if name in event.figures]
+    return f"{event.stage}: {', '.join(facts) or 'nothing to measure'}"
 
 
 def _finished(event: StageFinished) -> str:

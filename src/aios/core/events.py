@@ -8,7 +8,7 @@ and pages subscribe to them or read that file. Every event is a frozen dataclass
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 
@@ -67,6 +67,7 @@ class PassageGenerated:
         tokens: Tokens generated now.
         seconds: Time for them.
         retries: How often generation was tried again.
+        edit_tokens: Tokens of each candidate that was made now, where that is known.
     """
 
     passage_id: str
@@ -77,6 +78,7 @@ class PassageGenerated:
     tokens: int
     seconds: float
     retries: int = 0
+    edit_tokens: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,6 +116,57 @@ class WorkFailed:
 
 
 @dataclass(frozen=True, slots=True)
+class Heartbeat:
+    """The process lives; written at equal intervals while a long stage runs.
+
+    Attributes:
+        stage: What is watched, e.g. ``generate``.
+        done: Units of it that are finished.
+        idle_seconds: Time since the last of them was finished.
+        rss_bytes: Resident memory of the process now; 0 where it cannot be read.
+        peak_rss_bytes: The most it had since the process began.
+    """
+
+    stage: str
+    done: float
+    idle_seconds: float
+    rss_bytes: int
+    peak_rss_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Stalled:
+    """Nothing has been finished for longer than is usual; a `Notice` says it to people.
+
+    Attributes:
+        stage: What is watched.
+        idle_seconds: For how long nothing was finished.
+        last: What was finished last, e.g. a passage's id; empty if nothing was yet.
+        done: Units that are finished.
+    """
+
+    stage: str
+    idle_seconds: float
+    last: str = ""
+    done: float = 0
+
+
+@dataclass(frozen=True, slots=True)
+class GenerationMeasured:
+    """What a generation cost, from first to last passage (`core.telemetry.TelemetrySummary`).
+
+    Attributes:
+        stage: Its stage.
+        figures: Numbers by name, e.g. ``tokens_per_second``; those without a value are left out.
+        dropped_by_reason: Texts that the quality filter left out, by reason.
+    """
+
+    stage: str
+    figures: Mapping[str, float]
+    dropped_by_reason: Mapping[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
 class Notice:
     """Something a person should know. `level` is ``info`` or ``warning``."""
 
@@ -140,6 +193,9 @@ Event = (
     | Dropped
     | Evaluated
     | WorkFailed
+    | Heartbeat
+    | Stalled
+    | GenerationMeasured
     | Notice
     | RunFinished
 )
@@ -155,6 +211,9 @@ _TYPES: dict[str, type[Any]] = {
         Dropped,
         Evaluated,
         WorkFailed,
+        Heartbeat,
+        Stalled,
+        GenerationMeasured,
         Notice,
         RunFinished,
     )
@@ -176,8 +235,9 @@ def decode(record: Mapping[str, Any]) -> Event:
     if kind is None:
         raise ValueError(f"unknown event type {record.get('type')!r}")
     names = {f.name for f in fields(kind)}
+    values = {k: tuple(v) if isinstance(v, list) else v for k, v in record.items() if k in names}
     try:
-        event: Event = kind(**{k: v for k, v in record.items() if k in names})
+        event: Event = kind(**values)
     except TypeError as error:
         raise ValueError(f"bad {kind.__name__} event: {error}") from error
     return event

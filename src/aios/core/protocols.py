@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
 from aios.core.events import Event
+from aios.core.streaming import Generated
 from aios.core.types import (
     AdapterRef,
     Completion,
@@ -66,8 +67,30 @@ class LanguageModel(Protocol):
         """
         ...
 
+    def stream(
+        self, requests: Iterable[GenerationRequest], *, width: int | None = None
+    ) -> Iterator[Generated]:
+        """Writes ``len(request.seeds)`` completions for each request, each as it is ready.
+
+        Requests are taken from the iterator, in the caller's thread, when there is room for
+        them: at most `width` completions are being written at a time. When the iterator ends,
+        those in flight are finished. Between two outcomes the caller may score with this model.
+
+        Args:
+            requests: May be endless.
+            width: Most completions in flight; the backend's own choice by default.
+
+        Yields:
+            One outcome a request. A prompt without room for one token in the context, say, is
+            that request's error and stops no other.
+
+        Raises:
+            BackendError: Nothing more can be written; requests that had no outcome have failed.
+        """
+        ...
+
     def generate(self, requests: Sequence[GenerationRequest]) -> list[list[Completion]]:
-        """Writes ``len(request.seeds)`` completions for each request, in order.
+        """Writes the completions of all requests, in order.
 
         The same call on the same model gives the same texts.
 

@@ -105,7 +105,8 @@ class GenerationRequest:
         prompt: The full text given to the model (chat template already applied).
         seeds: One seed a completion.
         sampling: How tokens are drawn.
-        deadline_seconds: Time for each completion; what is finished by then is kept and marked.
+        deadline_seconds: Time for each completion, its share where several are written at once;
+            what is finished by then is kept and marked.
     """
 
     prompt: str
@@ -123,12 +124,15 @@ class Completion:
         tokens: Tokens generated, the end token included.
         finish_reason: Why it ended.
         seed: The seed it was drawn with.
+        line_losses: Mean loss (nats a token, at temperature 1 and before top-p) of each line of
+            the text, as the model that wrote it saw it; empty where that is not known.
     """
 
     text: str
     tokens: int
     finish_reason: FinishReason
     seed: int
+    line_losses: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,6 +182,7 @@ class SelfEdit:
         completion: The raw completion, for inspection.
         tokens: Tokens generated for it; 0 where no token was sampled.
         scores: Quality signals by name.
+        line_losses: Those of its completion (`Completion.line_losses`); not kept in files.
     """
 
     passage_id: str
@@ -189,6 +194,7 @@ class SelfEdit:
     completion: str = ""
     tokens: int = 0
     scores: Mapping[str, float] = field(default_factory=dict)
+    line_losses: tuple[float, ...] = ()
 
     @property
     def text(self) -> str:
@@ -227,7 +233,7 @@ class Failure:
     """Work that was tried and failed. It has no number: it is not a reward of 0.
 
     Attributes:
-        boundary: Where it was caught: ``generate``, ``train`` or ``score``.
+        boundary: Where it was caught: ``generate``, ``parse``, ``train`` or ``score``.
         subject: What was worked on (a passage id, an arm's name, …).
         error: The error's message.
         retryable: Whether trying again may help.

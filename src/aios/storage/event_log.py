@@ -8,6 +8,7 @@ is closed when the log is opened again, and readers skip it.
 from __future__ import annotations
 
 import logging
+import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -157,17 +158,23 @@ class _Subscriber:
 
 
 def fan_out(record: Emit, *subscribers: Emit) -> Emit:
-    """One `Emit` that records an event and then shows it.
+    """One `Emit` that records an event and then shows it, one event at a time.
+
+    It may be called from several threads (a job and its watchdog, say): a lock puts their events
+    in one order, the same in the record and in every display, so that neither needs a lock of its
+    own. A display may itself emit.
 
     Args:
         record: The run's record (`EventLog.emit`); its errors propagate.
         *subscribers: Displays. One that raises is logged and dropped; the others go on.
     """
     displays = [_Subscriber(emit) for emit in subscribers]
+    one_at_a_time = threading.RLock()
 
     def emit(event: Event) -> None:
-        record(event)
-        for display in displays:
-            display(event)
+        with one_at_a_time:
+            record(event)
+            for display in displays:
+                display(event)
 
     return emit

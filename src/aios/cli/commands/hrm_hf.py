@@ -59,7 +59,8 @@ def hrm_hf() -> None:
     "--seal-strategy",
     "seal.strategy",
     metavar="NAME",
-    help="How the self-edits are written; see aios seal generate --help.",
+    help="How the self-edits are written: a name from `aios seal strategies`, a mix such as "
+    "rewrite:2,cloze:1, or auto.",
 )
 @num_edits_option
 @click.option(
@@ -172,7 +173,7 @@ def _check_flags(common: Common, *, no_seal: bool, overwrite: bool, resume: bool
 def _dry_run(
     common: Common, config: Config, expert_id: str, dataset: Path, use_self_edits: bool
 ) -> None:
-    from aios.app.generate import plan_generation
+    from aios.app.generation_plan import plan_generation
     from aios.cli.commands.seal import show_plan
     from aios.cli.rendering import to_json, write_facts, write_json, write_line
     from aios.core.config.recipes import resolve_recipe

@@ -116,7 +116,7 @@ def _show(info: ModelInfo) -> None:
     write_facts(
         [
             ("name", info.name),
-            ("here", "yes" if info.installed else f"no; aios models pull {info.name}"),
+            ("here", _where(info)),
             ("kind", info.kind),
             ("source", str(info.source or "")),
             ("folder", str(info.path or "")),
@@ -128,6 +128,12 @@ def _show(info: ModelInfo) -> None:
             ("digest", info.digest or ""),
         ]
     )
+
+
+def _where(info: ModelInfo) -> str:
+    if info.kind == "endpoint":
+        return "no; on a server"
+    return "yes" if info.installed else f"no; aios models pull {info.name}"
 
 
 def _parameters(count: int | None) -> str:

@@ -25,14 +25,22 @@ from aios.cli.options import (
 from aios.core.errors import UsageError
 
 if TYPE_CHECKING:
-    from aios.app.generate import GeneratePlan, GenerateReport
+    from aios.app.generate import GenerateReport
+    from aios.app.generation_plan import GeneratePlan
+    from aios.core.estimates import Estimate
     from aios.core.seal.self_edit_generator import PassageEdits
 
 ENTRIES = {
     "generate": Entry("aios.cli.commands.seal:generate", "Write self-edits of passages to a file."),
     "preview": Entry("aios.cli.commands.seal:preview", "Show self-edits of a few passages."),
+    "inspect": Entry(
+        "aios.cli.commands.seal_inspect:inspect", "Show what was kept and dropped, and why."
+    ),
     "ab-test": Entry(
         "aios.cli.commands.seal_ab_test:ab_test", "Measure whether self-edits help an expert."
+    ),
+    "strategies": Entry(
+        "aios.cli.commands.seal_strategies:strategies", "List the ways to have self-edits written."
     ),
     "cache": Entry("aios.cli.commands.seal_cache:cache", "Look after the self-edits on disk."),
 }
@@ -43,21 +51,22 @@ strategy_option = config_option(
     "--strategy",
     "seal.strategy",
     metavar="NAME",
-    help="How the model writes: implications, rewrite, self-qa, … or auto, the way that was "
-    "measured to work for the model.",
+    help="How the model writes: a name from `aios seal strategies`, a mix such as "
+    "rewrite:2,cloze:1, or auto, the way that was measured to work for the model.",
 )
 num_edits_option = config_option(
     "--num-edits",
     "seal.num_edits_per_passage",
     int,
     metavar="K",
-    help="Self-edits asked for from each passage.",
+    help="Self-edits asked for from each passage; a mix has numbers of its own.",
 )
 model_option = config_option(
     "--model",
     "model.name",
     metavar="MODEL",
-    help="Base model: a name from `aios models list`, a folder, a GGUF file or a hub id.",
+    help="Base model: a name from `aios models list`, a folder, a GGUF file, a hub id, or"
+    " endpoint:ID for one on a server, which only writes.",
 )
 temperature_option = config_option(
     "--temperature",
@@ -134,10 +143,12 @@ def generate(
     from aios.cli.rendering import write_json
 
     config = load(common).config
-    from aios.app.generate import generate_edits, plan_generation
+    from aios.app.generate import generate_edits
+    from aios.app.generation_plan import plan_generation
 
     if dry_run:
-        plan = plan_generation(config, input_file)
+        with show_progress(quiet=common.quiet) as emit:
+            plan = plan_generation(config, input_file, probe=True, emit=emit)
         write_json(plan) if common.json_output else show_plan(plan)
         return
     _refuse_same_file(input_file, output_file)
@@ -230,15 +241,41 @@ def show_plan(plan: GeneratePlan) -> None:
             ("to be generated", f"{plan.candidates - plan.cached:,}"),
             ("prompt tokens", f"{plan.prompt_tokens:,}"),
             ("new tokens", f"at most {plan.max_new_tokens:,}"),
+            *(_estimate_facts(plan.estimate) if plan.estimate else []),
         ]
     )
-    write_line("This was a dry run: nothing was generated, trained or written.")
+    write_line("This was a dry run: nothing was trained or written.")
+
+
+def _estimate_facts(estimated: Estimate) -> list[tuple[str, str]]:
+    from aios.cli.text import format_bytes
+    from aios.core.estimates import describe_seconds
+
+    low, middle, high = (
+        describe_seconds(seconds)
+        for seconds in (estimated.seconds_low, estimated.seconds, estimated.seconds_high)
+    )
+    disk = [
+        f"{format_bytes(size)} of {what}"
+        for size, what in (
+            (estimated.bytes_output, "output"),
+            (estimated.bytes_cache, "cache"),
+            (estimated.bytes_journal, "journal while it runs"),
+        )
+        if size
+    ]
+    return [
+        ("estimated tokens", f"{estimated.tokens:,}" if estimated.tokens else ""),
+        ("estimated time", f"{middle} ({low} to {high}), from {estimated.basis}"),
+        ("estimated disk", ", ".join(disk)),
+    ]
 
 
 def show_report(report: GenerateReport, place: tuple[str, Path]) -> None:
     """Prints what a generation gave, and at last the place where it is."""
     from aios.cli.rendering import write_facts, write_line
     from aios.cli.text import format_duration, format_percent
+    from aios.core.estimates import compare
 
     lookups = report.cached + report.generated
     share = f" ({format_percent(report.cached / lookups, 0)} from the cache)" if lookups else ""
@@ -263,8 +300,9 @@ def show_report(report: GenerateReport, place: tuple[str, Path]) -> None:
                 + (": " if reasons else "")
                 + ", ".join(f"{count:,} {reason}" for reason, count in reasons),
             ),
-            ("tokens", f"{report.tokens:,}"),
+            ("tokens", _tokens(report)),
             ("time", "; ".join([format_duration(report.seconds), *paces])),
+            ("estimate", compare(report.estimate, report.seconds) if report.estimate else ""),
             ("rejects listed in", str(report.rejects_path or "")),
             (place[0], str(place[1])),
         ]
@@ -277,6 +315,11 @@ def show_report(report: GenerateReport, place: tuple[str, Path]) -> None:
         write_line(
             "Nothing was kept. `aios seal preview` shows what is written and why it is dropped."
         )
+
+
+def _tokens(report: GenerateReport) -> str:
+    pace = report.telemetry.tokens_per_second if report.telemetry else None
+    return f"{report.tokens:,}" + (f" ({pace:,.0f} per second)" if pace else "")
 
 
 def _with_rejects(passages: int, rejected: int) -> str:

@@ -22,7 +22,7 @@ from aios.core.events import Event, RunStarted
 
 if TYPE_CHECKING:
     from aios.app.ab_test import ABReport
-    from aios.app.generate import GeneratePlan
+    from aios.app.generation_plan import GeneratePlan
     from aios.core.config.schemas import Config
 
 
@@ -183,7 +183,7 @@ def _copy(metrics_json: Path, target: Path) -> Path:
 
 
 def _dry_run(common: Common, config: Config, input_file: Path) -> None:
-    from aios.app.generate import plan_generation
+    from aios.app.generation_plan import plan_generation
     from aios.cli.commands.seal import show_plan
     from aios.cli.rendering import to_json, write_facts, write_json, write_line
 

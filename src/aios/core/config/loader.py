@@ -5,6 +5,7 @@ given by ``--config``, environment variables (``AIOS_SEAL__STRATEGY=rewrite``, t
 between levels) and ``--set seal.strategy=rewrite``; gives one frozen `Config` and, for each key,
 where its value came from. A layer changes single keys: lists are replaced, sections are merged.
 ``HF_HUB_OFFLINE=1`` and ``AIOS_OFFLINE=1`` turn ``model.offline`` on, and nothing turns it off.
+A mix of strategies with numbers of its own beats a number of self-edits from a weaker layer.
 """
 
 from __future__ import annotations
@@ -22,11 +23,15 @@ from pydantic import ValidationError
 from aios.core.config import keys, yaml_text
 from aios.core.config.schemas import Config
 from aios.core.config.yaml_text import Document, KeyPath
-from aios.core.errors import ConfigError
+from aios.core.errors import ConfigError, UsageError
+from aios.core.seal.prompt_templates import AUTO
+from aios.core.seal.strategy_mix import mix_edits
 
 DEFAULT = "default"
 _PREFIX = "AIOS_"
 _OFFLINE = ("model", "offline")
+_STRATEGY = ("seal", "strategy")
+_NUM_EDITS = ("seal", "num_edits_per_passage")
 _TRUE = {"1", "true", "yes", "on"}
 _FALSE = {"", "0", "false", "no", "off"}
 
@@ -74,10 +79,11 @@ class Explanation:
 
 @dataclass(frozen=True, slots=True)
 class _Value:
-    """A value given for a key, and by whom."""
+    """A value given for a key, by whom, and in which layer."""
 
     value: Any
     source: str
+    layer: int = 0
 
 
 @dataclass(slots=True)
@@ -86,6 +92,8 @@ class _Layers:
 
     values: dict[KeyPath, _Value] = field(default_factory=dict)
     problems: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    layer: int = 0  # the one that is being read; a higher one is stronger
 
 
 def load_config(
@@ -109,21 +117,26 @@ def load_config(
     """
     layers = _Layers()
     _add_document(layers, read_defaults(), "")
+    layers.layer = 1
     if user_file is not None and _exists(user_file):
         _add_document(layers, yaml_text.read_file(user_file), str(user_file))
+    layers.layer = 2
     if config_file is not None:
         _add_document(layers, yaml_text.read_file(config_file), str(config_file))
+    layers.layer = 3
     _add_environment(layers, env)
+    layers.layer = 4
     for text in overrides:
         _add_override(layers, text)
     _enforce_offline(layers, env)
+    _prefer_numbers_of_a_mix(layers)
 
     config = _validate(layers)
     if layers.problems or config is None:
         raise _error(layers.problems)
     sources = {key.dotted: DEFAULT for key, _ in _leaves((), config.model_dump())}
     sources |= {".".join(path): given.source for path, given in layers.values.items()}
-    return LoadedConfig(config, sources, tuple(_notes(config, sources)))
+    return LoadedConfig(config, sources, (*layers.notes, *_notes(config, sources)))
 
 
 def _exists(path: Path) -> bool:
@@ -238,7 +251,7 @@ def _add(
 ) -> None:
     """Adds a mapping of keys and values, each with ``source(path)``, to the layers."""
     for key, value in _leaves(path, tree):
-        given = _Value(value, source(key.path))
+        given = _Value(value, source(key.path), layers.layer)
         if not key.allowed:
             layers.problems.append(_unknown(key.path, given.source))
         elif key.section:
@@ -279,6 +292,25 @@ def _enforce_offline(layers: _Layers, env: Mapping[str, str]) -> None:
             )
         elif given is None or given.value is not True:
             layers.values[_OFFLINE] = _Value(True, f"environment variable {name}")
+
+
+def _prefer_numbers_of_a_mix(layers: _Layers) -> None:
+    """Takes out a number of self-edits that a mix from a stronger layer makes pointless."""
+    mix, number = layers.values.get(_STRATEGY), layers.values.get(_NUM_EDITS)
+    if mix is None or number is None or number.value in (None, AUTO) or number.layer >= mix.layer:
+        return
+    try:
+        wanted = mix_edits(mix.value) if isinstance(mix.value, str) else None
+    except UsageError:  # reported when the value is checked
+        return
+    if wanted is None:
+        return
+    layers.values[_NUM_EDITS] = _Value(None, mix.source, mix.layer)
+    if number.value != wanted:
+        layers.notes.append(
+            f"{'.'.join(_NUM_EDITS)} = {_shown(number.value)} ({number.source}) is not used: "
+            f"{mix.value} makes {wanted} self-edits of each passage"
+        )
 
 
 def _validate(layers: _Layers) -> Config | None:

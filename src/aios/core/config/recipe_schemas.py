@@ -8,9 +8,12 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
 
-AUTO = "auto"
+from aios.core.errors import UsageError
+from aios.core.seal.prompt_templates import AUTO
+from aios.core.seal.strategy_mix import MAX_EDITS, mix_edits, parse_mix
+
 DEFAULT_RECIPE = "default"
 LossOn = Literal["all", "answer"]
 
@@ -20,7 +23,18 @@ def allowed(text: str) -> Any:
     return {"x-allowed": text}
 
 
-NumEdits = Annotated[int, Field(ge=1, le=100, description="Self-edits made from each passage")]
+def _check_mix(value: str) -> str:
+    try:
+        parse_mix(value)
+    except UsageError as error:
+        raise ValueError(f"{error.message}; {error.remedy}") from error
+    return value
+
+
+Strategy = Annotated[str, AfterValidator(_check_mix)]
+NumEdits = Annotated[
+    int, Field(ge=1, le=MAX_EDITS, description="Self-edits made from each passage")
+]
 Rank = Annotated[int, Field(ge=1, le=1024, description="LoRA rank r")]
 Alpha = Annotated[
     int, Field(ge=1, le=4096, description="LoRA scale numerator: the update is times alpha / rank")
@@ -75,6 +89,25 @@ class Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
 
+def require_same_number(strategy: str, num_edits: int | None, remedy: str) -> None:
+    """Refuses a number of self-edits that a mix contradicts.
+
+    Args:
+        strategy: A name or a mix.
+        num_edits: The number; None for no other than the mix's.
+        remedy: What to do then.
+
+    Raises:
+        ValueError: Both are given and disagree.
+    """
+    wanted = mix_edits(strategy)
+    if wanted is not None and num_edits not in (None, wanted):
+        raise ValueError(
+            f"strategy {strategy!r} makes {wanted} self-edits of each passage, and "
+            f"num_edits_per_passage is {num_edits}; {remedy}"
+        )
+
+
 class TrainingRecipe(Section):
     """A whole training recipe: every key has a value."""
 
@@ -99,10 +132,10 @@ class TrainingRecipe(Section):
 class Recipe(Section):
     """What was measured to work for a base model."""
 
-    strategy: str = Field(
+    strategy: Strategy = Field(
         min_length=1,
         description="How self-edits are made",
-        json_schema_extra=allowed("the name of a strategy"),
+        json_schema_extra=allowed("the name of a strategy, or a mix such as rewrite:2,self-qa:2"),
     )
     num_edits_per_passage: NumEdits
     training: TrainingRecipe
@@ -114,6 +147,11 @@ class Recipe(Section):
         if value == AUTO:
             raise ValueError("must name a strategy: auto means the one named here")
         return value
+
+    @model_validator(mode="after")
+    def _numbers_agree(self) -> Recipe:
+        require_same_number(self.strategy, self.num_edits_per_passage, "change one of them")
+        return self
 
 
 def default_recipes() -> dict[str, Recipe]:

@@ -11,11 +11,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
-from aios.core.config.recipe_schemas import AUTO, DEFAULT_RECIPE, LossOn, Recipe, TrainingRecipe
+from aios.core.config.recipe_schemas import DEFAULT_RECIPE, LossOn, Recipe, TrainingRecipe
 from aios.core.config.schemas import Config
+from aios.core.errors import UsageError
+from aios.core.seal.prompt_templates import AUTO
+from aios.core.seal.strategy_mix import format_mix, mix_edits, parse_mix
 from aios.core.types import LoraRecipe
 
 _USER = "user"
+_MIX = "the mix"
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,15 +29,15 @@ class ResolvedRecipe:
     Attributes:
         name: The recipe used, e.g. ``recipes.default``.
         measured: Where that recipe was measured, in words.
-        strategy: How self-edits are made; never ``auto``.
-        num_edits_per_passage: Self-edits of each passage.
+        strategy: How self-edits are made: a strategy's name, or a mix; never ``auto``.
+        num_edits_per_passage: Self-edits of each passage; those of a mix added up.
         lora: How the adapter is trained.
         evaluations_per_epoch: Validations in each pass.
         patience: Validations without progress after which training stops; 0 for never.
         loss_on: Which part of question-answer items carries loss.
         passage_copies: Times each passage stands in one pass over the augmented data.
         max_tokens: Token budget of training, or None.
-        sources: For each config key, ``user`` or ``recipe <name>``.
+        sources: For each config key, ``user``, ``recipe <name>`` or ``the mix``.
     """
 
     name: str
@@ -53,11 +57,14 @@ def resolve_recipe(config: Config, model_name: str) -> ResolvedRecipe:
     """Finds the recipe of a model and puts the user's values over it.
 
     A recipe's number of edits belongs to its strategy: where the user chose another strategy but
-    no number, the number is that of ``recipes.default``.
+    no number, the number is that of ``recipes.default``. A mix has numbers of its own.
 
     Args:
         config: The resolved config.
         model_name: The base model's name, hub id or folder.
+
+    Raises:
+        UsageError: The recipe's strategy is a mix, and the user wants another number of edits.
     """
     key = recipe_name(config.recipes, model_name)
     recipe = config.recipes[key]
@@ -66,9 +73,7 @@ def resolve_recipe(config: Config, model_name: str) -> ResolvedRecipe:
 
     strategy = recipe.strategy if config.seal.strategy == AUTO else config.seal.strategy
     sources["seal.strategy"] = f"recipe {key}" if config.seal.strategy == AUTO else _USER
-    counting = key if strategy == recipe.strategy else DEFAULT_RECIPE
-    num_edits = config.seal.num_edits_per_passage
-    sources["seal.num_edits_per_passage"] = _USER if num_edits else f"recipe {counting}"
+    num_edits, sources["seal.num_edits_per_passage"] = _num_edits(config, key, strategy)
 
     values: dict[str, Any] = {}
     for field in TrainingRecipe.model_fields:
@@ -78,8 +83,8 @@ def resolve_recipe(config: Config, model_name: str) -> ResolvedRecipe:
     return ResolvedRecipe(
         name=name,
         measured=recipe.source,
-        strategy=strategy,
-        num_edits_per_passage=num_edits or config.recipes[counting].num_edits_per_passage,
+        strategy=format_mix(parse_mix(strategy)),
+        num_edits_per_passage=num_edits,
         lora=LoraRecipe(**{field.name: values[field.name] for field in fields(LoraRecipe)}),
         evaluations_per_epoch=values["evaluations_per_epoch"],
         patience=values["patience"],
@@ -88,6 +93,24 @@ def resolve_recipe(config: Config, model_name: str) -> ResolvedRecipe:
         max_tokens=values["max_tokens"] or None,
         sources=sources,
     )
+
+
+def _num_edits(config: Config, key: str, strategy: str) -> tuple[int, str]:
+    """Self-edits of each passage, and where that number comes from."""
+    chosen = config.seal.num_edits_per_passage
+    mixed = mix_edits(strategy)
+    if mixed is not None and chosen not in (None, mixed):
+        raise UsageError(
+            f"recipes.{key} makes {mixed} self-edits of each passage with the mix {strategy}, and "
+            f"seal.num_edits_per_passage is {chosen}",
+            "leave out seal.num_edits_per_passage (--num-edits), or choose a strategy",
+        )
+    if chosen is not None:
+        return chosen, _USER
+    if mixed is not None:
+        return mixed, _MIX
+    counting = key if strategy == config.recipes[key].strategy else DEFAULT_RECIPE
+    return config.recipes[counting].num_edits_per_passage, f"recipe {counting}"
 
 
 def recipe_name(recipes: Mapping[str, Recipe], model_name: str) -> str:

@@ -19,9 +19,9 @@ from typing import Annotated, Literal, TypeVar
 
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
+from aios.core.config.endpoint_schema import EndpointConfig
 from aios.core.config.feature_flags import FLAGS
 from aios.core.config.recipe_schemas import (
-    AUTO,
     DEFAULT_RECIPE,
     Alpha,
     BatchSize,
@@ -40,15 +40,19 @@ from aios.core.config.recipe_schemas import (
     Recipe,
     Schedule,
     Section,
+    Strategy,
     WarmupRatio,
     WeightDecay,
     allowed,
     default_recipes,
+    require_same_number,
 )
+from aios.core.seal.prompt_templates import AUTO
 
 _T = TypeVar("_T")
 
 Arm = Literal["base", "passage", "passage+edits", "passage+other-edits", "in-context"]
+TrackerName = Literal["tensorboard", "trackio", "mlflow", "wandb"]
 
 
 def _auto_is_null(value: _T) -> _T | None:
@@ -57,6 +61,11 @@ def _auto_is_null(value: _T) -> _T | None:
 
 def _switch(value: object) -> object:
     return bool(value) if type(value) is int and value in (0, 1) else value
+
+
+def _on_or_off(value: object) -> object:
+    """YAML reads a bare on or off as true or false."""
+    return {True: "on", False: "off"}[value] if isinstance(value, bool) else value
 
 
 def _to_path(value: object) -> object:
@@ -86,7 +95,7 @@ class ModelConfig(Section):
     name: str = Field(
         default="smollm2-135m-instruct",
         min_length=1,
-        description="Base model: a listed name, a folder, a GGUF file or a hub id",
+        description="Base model: a listed name, a folder, a GGUF file, a hub id, or endpoint:ID",
     )
     device: str = Field(
         default="auto",
@@ -110,13 +119,12 @@ class SealConfig(Section):
     """How self-edits are made, filtered and cached."""
 
     enabled: Switch = Field(default=True, description="Make and train on self-edits")
-    strategy: str = Field(
+    strategy: Strategy = Field(
         default=AUTO,
         min_length=1,
         description="How self-edits are made; auto for the recipe's way",
         json_schema_extra=allowed(
-            "auto or a strategy's name: implications, implications-long, "
-            "implications-very-long, implications-cot, rewrite, self-qa, …"
+            "auto, a name from `aios seal strategies`, or a mix such as rewrite:2,self-qa:2"
         ),
     )
     num_edits_per_passage: Annotated[NumEdits | None, BeforeValidator(_auto_is_null)] = Field(
@@ -147,6 +155,29 @@ class SealConfig(Section):
     )
     enable_grounding: Switch = Field(
         default=True, description="Drop edits with names or numbers that the passage does not hold"
+    )
+    max_loss: float | None = Field(
+        default=2.5,
+        gt=0,
+        le=100,
+        description="Mean loss of an item, in nats a token under the model that wrote it, above "
+        "which it is dropped; null for no limit",
+    )
+    deduplicate_across: Literal["passage", "file"] = Field(
+        default="passage", description="What an edit is compared with to find duplicates"
+    )
+    embedding_deduplication: Annotated[
+        Literal["auto", "on", "off"], BeforeValidator(_on_or_off)
+    ] = Field(
+        default="auto",
+        description="Find duplicates by meaning as well; auto where the embedding model is "
+        "installed",
+    )
+    embedding_threshold: float = Field(
+        default=0.97,
+        gt=0,
+        le=1,
+        description="Cosine similarity of embeddings from which two edits count as duplicates",
     )
     enable_cache: Switch = Field(
         default=True, description="Keep generated edits and use them again"
@@ -196,6 +227,15 @@ class SealConfig(Section):
                 f"min_length ({self.min_length}) must be below max_length ({self.max_length}); "
                 "max_length is the filter's, the longest generation is max_new_tokens"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _numbers_agree(self) -> SealConfig:
+        require_same_number(
+            self.strategy,
+            self.num_edits_per_passage,
+            "leave out num_edits_per_passage (--num-edits), or change the numbers in the strategy",
+        )
         return self
 
 
@@ -320,6 +360,49 @@ class ABTestConfig(Section):
         return value
 
 
+class TelemetryConfig(Section):
+    """What a run records of itself. All of it stays on this machine."""
+
+    heartbeat_seconds: float = Field(
+        default=30.0,
+        ge=0.05,
+        le=86_400,
+        description="Seconds between two signs of life in the record of a long run",
+    )
+    stall_seconds: float = Field(
+        default=120.0,
+        ge=0.05,
+        le=86_400,
+        description="Seconds without a finished passage after which you are warned",
+    )
+    abort_after_seconds: float | None = Field(
+        default=None,
+        ge=0.05,
+        le=604_800,
+        description="Seconds without a finished passage after which the run is stopped, to be "
+        "resumed; null for never",
+    )
+    trackers: Annotated[tuple[TrackerName, ...], BeforeValidator(_to_tuple)] = Field(
+        default=(), description="Experiment trackers that are given a run's figures as well"
+    )
+
+    @field_validator("trackers")
+    @classmethod
+    def _trackers_differ(cls, value: tuple[TrackerName, ...]) -> tuple[TrackerName, ...]:
+        if len(set(value)) != len(value):
+            raise ValueError("must name each tracker once")
+        return value
+
+    @model_validator(mode="after")
+    def _warns_before_it_aborts(self) -> TelemetryConfig:
+        if self.abort_after_seconds is not None and self.abort_after_seconds < self.stall_seconds:
+            raise ValueError(
+                f"abort_after_seconds ({self.abort_after_seconds:g}) must not be below "
+                f"stall_seconds ({self.stall_seconds:g})"
+            )
+        return self
+
+
 class PathsConfig(Section):
     """Where results go."""
 
@@ -340,6 +423,8 @@ class Config(Section):
     data: DataConfig = DataConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     ab_test: ABTestConfig = ABTestConfig()
+    telemetry: TelemetryConfig = TelemetryConfig()
+    endpoint: EndpointConfig = EndpointConfig()
     paths: PathsConfig = PathsConfig()
     features: Mapping[str, Switch] = Field(
         default_factory=lambda: {flag.name: flag.default for flag in FLAGS},

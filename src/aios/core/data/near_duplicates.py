@@ -15,7 +15,8 @@ from __future__ import annotations
 import hashlib
 import re
 import unicodedata
-from collections.abc import Iterator, Sequence
+from array import array
+from collections.abc import Iterable, Iterator, Sequence
 from functools import lru_cache
 
 import numpy as np
@@ -194,3 +195,93 @@ def nearest(
         similarity, index = max(scored, default=(0.0, 0))
         matches.append((-index, similarity) if similarity >= threshold else None)
     return matches
+
+
+class Buckets:
+    """Members that share a key, in memory that grows by little more than the keys.
+
+    Every member has the same number of keys; it is found by any of them. What one look-up reads
+    is bounded: the last `_WINDOW` members of each bucket.
+
+    Args:
+        keys_per_member: How many keys each member has, at least 1.
+    """
+
+    def __init__(self, keys_per_member: int) -> None:
+        self._keys_per_member = keys_per_member
+        self._last: dict[bytes, int] = {}
+        self._earlier = array("q")
+
+    def __len__(self) -> int:
+        return len(self._earlier) // self._keys_per_member
+
+    def add(self, keys: Sequence[bytes]) -> int:
+        """Takes in a member and gives its number, counted from 0."""
+        for key in keys:
+            slot = len(self._earlier)
+            self._earlier.append(self._last.get(key, -1))
+            self._last[key] = slot
+        return len(self) - 1
+
+    def find(self, keys: Iterable[bytes]) -> list[int]:
+        """Numbers of members that have one of the keys, ascending."""
+        found: set[int] = set()
+        for key in keys:
+            slot = self._last.get(key, -1)
+            for _ in range(_WINDOW):
+                if slot < 0:
+                    break
+                found.add(slot // self._keys_per_member)
+                slot = self._earlier[slot]
+        return sorted(found)
+
+
+class NearDuplicateIndex:
+    """Shingle sets taken in one by one, searched in near-linear time.
+
+    Keeps the sets (8 bytes a shingle) and one bucket entry a band.
+
+    Args:
+        threshold: Least Jaccard similarity of near-duplicates, in (0, 1].
+
+    Raises:
+        UsageError: The threshold is out of range.
+    """
+
+    def __init__(self, threshold: float = 0.8) -> None:
+        _check_threshold(threshold)
+        self._threshold = threshold
+        self._rows = _rows_per_band(threshold)
+        self._buckets = Buckets(_PERMUTATIONS // self._rows)
+        self._values = array("Q")
+        self._ends = array("Q", [0])
+
+    def __len__(self) -> int:
+        return len(self._buckets)
+
+    def add(self, hashes: Hashes) -> int:
+        """Takes in a set and gives its number, counted from 0.
+
+        Args:
+            hashes: Sorted distinct 64-bit hashes, at least one, as `shingles` gives them.
+        """
+        self._values.frombytes(np.ascontiguousarray(hashes).tobytes())
+        self._ends.append(len(self._values))
+        return self._buckets.add(self._keys(hashes))
+
+    def find(self, hashes: Hashes) -> tuple[int, float] | None:
+        """The most similar set from the threshold on, and its similarity; the first of equals."""
+        best: tuple[int, float] | None = None
+        for number in self._buckets.find(self._keys(hashes)):
+            start, end = self._ends[number], self._ends[number + 1]
+            other = np.array(self._values[start:end], dtype=np.uint64)
+            if not _are_similar(hashes, other, self._threshold):
+                continue
+            similarity = _similarity(hashes, other)
+            if best is None or similarity > best[1]:
+                best = number, similarity
+        return best
+
+    def _keys(self, hashes: Hashes) -> list[bytes]:
+        bands = _bands(_signature(hashes), self._rows)
+        return [hashlib.blake2b(band, digest_size=8).digest() for band in bands]

@@ -8,29 +8,35 @@ used files go when the cache outgrows its limit. Several processes may share a f
 ever sees half a file, and files that another process removes are simply gone.
 
 A cache that cannot be written never stops generation: the problem is reported once.
+
+The folder is the only truth, there is no index: a lookup is one file, the size is known from the
+folder's listing, which is read once a process and then once for each twentieth of the limit that
+is written, and only `SelfEditCache.stats` opens every file.
 """
 
 from __future__ import annotations
 
 import os
-import re
-from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+import time
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
-from datetime import datetime, timezone
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 
 from aios.core.errors import StorageError
-from aios.core.files import (
-    append_jsonl,
-    atomic_write_bytes,
-    guarded,
-    locked,
-    parse_json,
-    remove_stale_temporaries,
-    storage_error,
+from aios.core.files import atomic_write_bytes, remove_stale_temporaries, storage_error
+from aios.core.seal.cache_folder import (
+    SET_ASIDE,
+    Entry,
+    Share,
+    list_entries,
+    read_contents,
+    read_entry,
+    remove_entries,
+    remove_set_aside,
+    set_aside,
+    unfinished,
 )
 from aios.core.seal.cache_format import (
     KEY,
@@ -40,60 +46,20 @@ from aios.core.seal.cache_format import (
     decode_entry,
     encode_entry,
 )
+from aios.core.seal.cache_reports import CacheStats, PruneReport
+from aios.core.seal.cache_usage import KEPT_RUNS, RunUsage, now, past_usage, record_usage
 from aios.core.types import Completion
 
-__all__ = ["CacheStats", "CachedCompletion", "PruneReport", "SelfEditCache", "cache_key"]
-
-KEPT_RUNS = 20  # runs whose hits and misses stats() reports
-_MAX_USAGE_BYTES = 64 * 2**10
-_ENTRY = re.compile(r"[0-9a-f]{64}\.json")
-
-
-@dataclass(frozen=True, slots=True)
-class PruneReport:
-    """What a pruning removed: files and their bytes."""
-
-    removed: int
-    bytes_freed: int
-
-
-@dataclass(frozen=True, slots=True)
-class CacheStats:
-    """What is in the cache and how much it helped.
-
-    Attributes:
-        entries: Files.
-        bytes: Their size together.
-        oldest: When the oldest entry was made (ISO 8601 UTC), or None.
-        newest: When the newest was made, or None.
-        by_strategy: Entries by strategy.
-        by_model: Entries by model name.
-        unreadable: Entries that could not be parsed; the next `get` sets them aside.
-        set_aside: Corrupt files in ``corrupt/``.
-        hits: Lookups answered, in the last `KEPT_RUNS` runs and this one.
-        misses: Lookups not answered, likewise.
-    """
-
-    entries: int
-    bytes: int
-    oldest: str | None
-    newest: str | None
-    by_strategy: Mapping[str, int]
-    by_model: Mapping[str, int]
-    unreadable: int
-    set_aside: int
-    hits: int
-    misses: int
-
-    @property
-    def hit_rate(self) -> float | None:
-        """Share of lookups answered, in [0, 1]; None without lookups."""
-        lookups = self.hits + self.misses
-        return self.hits / lookups if lookups else None
-
-
-def _now() -> str:
-    return datetime.now(timezone.utc).isoformat(timespec="milliseconds")
+__all__ = [
+    "KEPT_RUNS",
+    "CacheStats",
+    "CachedCompletion",
+    "PruneReport",
+    "RunUsage",
+    "SelfEditCache",
+    "Share",
+    "cache_key",
+]
 
 
 def _drop_report(path: Path, reason: str) -> None:
@@ -109,6 +75,13 @@ class SelfEditCache:
 
     Use it as a context manager, or call `close`, so that its hits and misses are recorded for
     `stats`.
+
+    Attributes:
+        folder: Where the files are.
+        max_bytes: Size above which the least recently used entries go.
+        hits: Lookups answered since the last `close`.
+        misses: Lookups not answered since then.
+        stored: Completions that `put` has cached.
     """
 
     def __init__(
@@ -131,11 +104,11 @@ class SelfEditCache:
         self.max_bytes = max_bytes
         self.hits = 0
         self.misses = 0
+        self.stored = 0
         self._on_corrupt = on_corrupt
         self._on_problem = on_problem
         self._problem_told = False
-        self._bytes: int | None = None  # estimated size of the folder; None: not yet scanned
-        self._written = 0  # bytes put since the folder was last scanned
+        self._room = -1  # bytes that may be put before the folder is listed again
 
     def __enter__(self) -> SelfEditCache:
         """Returns itself."""
@@ -179,164 +152,165 @@ class SelfEditCache:
 
     def _read(self, path: Path, key: str) -> CachedCompletion | None:
         try:
-            with open(path, "rb") as handle:
-                size = os.fstat(handle.fileno()).st_size
-                data = handle.read(min(size, MAX_ENTRY_BYTES) + 1)
-        except FileNotFoundError:
-            return None
+            data = read_entry(path)
         except OSError as error:
             self._tell(storage_error(error, "read", path))
+            return None
+        if data is None:
             return None
         try:
             return decode_entry(data, key)
         except ValueError as error:
-            self._set_aside(path, str(error))
+            place = set_aside(path)
+            if place is not None:  # else another process has set it aside, and reported it
+                self._on_corrupt(place, str(error))
             return None
-
-    def _set_aside(self, path: Path, reason: str) -> None:
-        target = self.folder / "corrupt" / path.name
-        try:
-            target.parent.mkdir(exist_ok=True)
-            os.replace(path, target)
-        except FileNotFoundError:  # another process has set it aside and reported it
-            return
-        except OSError:  # left in place, so the report names where it is
-            target = path
-        self._on_corrupt(target, reason)
 
     def put(self, key: str, completion: Completion, *, strategy: str, model: str) -> bool:
         """Caches a finished completion, and prunes if the cache has outgrown its limit.
 
         Returns:
             Whether it was cached. False for a completion that a deadline cut off, one larger than
-            the whole limit, and where the folder cannot be written (told to `on_problem` once).
+            the whole limit, and where it cannot be written (told to `on_problem` once).
         """
         path = self.path(key)
         if completion.finish_reason not in ("stop", "length"):
             return False
-        data = encode_entry(key, CachedCompletion(completion, strategy, model, _now()))
-        if len(data) > min(self.max_bytes, MAX_ENTRY_BYTES):
-            return False
         written = False
         try:
+            data = encode_entry(key, CachedCompletion(completion, strategy, model, now()))
+            if len(data) > min(self.max_bytes, MAX_ENTRY_BYTES):
+                return False
+            if path.is_symlink():  # not ours: replaced, not written through
+                path.unlink(missing_ok=True)
             atomic_write_bytes(path, data)
             written = True
-            self._account(len(data))
+            self.stored += 1
+            self._make_room(len(data))
         except StorageError as error:
             self._tell(error)
+        except OSError as error:
+            self._tell(storage_error(error, "write", path))
         return written
 
-    def _account(self, size: int) -> None:
-        """Keeps the estimated size, and prunes when it passes the limit.
+    def _make_room(self, size: int) -> None:
+        """Accounts for bytes just put, and prunes where the limit is passed.
 
-        The folder is listed at the first put, and again each time that a twentieth of the limit
-        has been written, which sees what other processes have put.
+        The folder is listed at the first put, when the limit is reached by what is known to be
+        there, and each time that a twentieth of the limit has been written, which sees what other
+        processes have put. A pruning leaves a tenth of the limit free. So listing takes a part of
+        each put that does not grow with the number of entries.
         """
-        self._written += size
-        if self._bytes is None or self._written > self.max_bytes // 20:
-            remove_stale_temporaries(self.folder)
-            self._bytes = sum(entry.size for entry in self._entries())
-            self._written = 0
-        else:
-            self._bytes += size
-        if self._bytes > self.max_bytes:
-            self.prune(self.max_bytes - self.max_bytes // 10)  # some room, not to prune each time
+        self._room -= size
+        if self._room >= 0:
+            return
+        a_while = self.max_bytes // 20
+        self._room = a_while  # also if what follows fails, so that it is not tried at each put
+        remove_stale_temporaries(self.folder)
+        entries = list(list_entries(self.folder))
+        total = sum(entry.size for entry in entries)
+        if total > self.max_bytes:
+            goal = self.max_bytes - self.max_bytes // 10
+            going = _beyond(entries, goal)
+            remove_entries(self.folder, going)
+            total -= sum(entry.size for entry in going)
+        self._room = min(a_while, self.max_bytes - total)
 
     def _tell(self, error: StorageError) -> None:
         if not self._problem_told:
             self._problem_told = True
-            self._on_problem(f"Self-edit cache: {error.message}. {error.remedy}")
+            self._on_problem(f"Self-edit cache: {error.message}. {error.remedy}".rstrip())
 
     # ------------------------------------------------------------ prune, clear, stats
 
-    def prune(self, max_bytes: int) -> PruneReport:
-        """Removes the least recently used entries until at most `max_bytes` are left.
+    def prune(
+        self,
+        max_bytes: int | None = None,
+        *,
+        older_than: float | None = None,
+        dry_run: bool = False,
+    ) -> PruneReport:
+        """Removes entries by least recent use, and what killed writers left unfinished.
+
+        Args:
+            max_bytes: How much may stay; None for any size.
+            older_than: Entries not used for more than so many seconds go, too.
+            dry_run: Only say what would go.
 
         Raises:
             StorageError: The folder cannot be listed, or an entry cannot be removed.
         """
-        entries = sorted(self._entries(), key=lambda entry: entry.used)
-        total = sum(entry.size for entry in entries)
-        removed = freed = 0
-        for entry in entries:
-            if total <= max_bytes:
-                break
-            with guarded("remove", entry.path):
-                try:
-                    os.unlink(entry.path)
-                except FileNotFoundError:  # another process was faster
-                    pass
-                else:
-                    removed += 1
-                    freed += entry.size
-            total -= entry.size
-        self._bytes, self._written = total, 0
-        return PruneReport(removed, freed)
+        entries = list(list_entries(self.folder))
+        going: list[Entry] = []
+        if older_than is not None:
+            since = time.time_ns() - round(older_than * 10**9)
+            going = [entry for entry in entries if entry.used < since]
+        if max_bytes is not None:
+            by_size = _beyond(entries, max_bytes)
+            going = max(going, by_size, key=len)  # both are the least recently used
+        removed, temporaries = _share(going), 0
+        left = len(entries) - removed.entries
+        bytes_left = sum(entry.size for entry in entries) - removed.bytes
+        if not dry_run:
+            temporaries = remove_stale_temporaries(self.folder)
+            removed = remove_entries(self.folder, going)
+        return PruneReport(
+            removed=removed.entries,
+            bytes_freed=removed.bytes,
+            left=left,
+            bytes_left=bytes_left,
+            temporaries=temporaries,
+            set_aside_left=_share(list_entries(self.folder / SET_ASIDE)).entries,
+        )
 
-    def clear(self) -> PruneReport:
+    def clear(self, *, set_aside: bool = False, dry_run: bool = False) -> PruneReport:
         """Removes all entries, and nothing else that may be in the folder.
+
+        Args:
+            set_aside: Remove the corrupt files in ``corrupt/`` as well.
+            dry_run: Only say what would go.
 
         Raises:
             StorageError: As `prune`.
         """
-        return self.prune(-1)
+        report = self.prune(-1, dry_run=dry_run)
+        if not set_aside:
+            return report
+        aside = _share(list_entries(self.folder / SET_ASIDE))
+        if not dry_run:
+            aside = remove_set_aside(self.folder)
+        return replace(
+            report,
+            bytes_freed=report.bytes_freed + aside.bytes,
+            set_aside=aside.entries,
+            set_aside_left=0,
+        )
 
     def stats(self) -> CacheStats:
-        """Counts what is in the cache; reads every entry.
+        """Counts what is in the cache; reads the head of every entry.
 
         Raises:
             StorageError: The folder cannot be listed.
         """
-        strategies: Counter[str] = Counter()
-        models: Counter[str] = Counter()
-        oldest: str | None = None
-        newest: str | None = None
-        entries = size = unreadable = 0
-        for entry in self._entries():
-            try:
-                record = parse_json(entry.path.read_bytes())
-                facts = str(record["strategy"]), str(record["model"]), str(record["created"])
-            except FileNotFoundError:
-                continue
-            except (OSError, ValueError, KeyError, TypeError):
-                unreadable += 1
-            else:
-                strategies[facts[0]] += 1
-                models[facts[1]] += 1
-                oldest = min(oldest or facts[2], facts[2])
-                newest = max(newest or facts[2], facts[2])
-            entries += 1
-            size += entry.size
-        hits, misses = self._past_usage()
+        entries = list(list_entries(self.folder))
+        contents = read_contents(self.folder, entries)
+        whole = _share(entries)
+        runs = past_usage(self.folder)
         return CacheStats(
-            entries=entries,
-            bytes=size,
-            oldest=oldest,
-            newest=newest,
-            by_strategy=dict(strategies.most_common()),
-            by_model=dict(models.most_common()),
-            unreadable=unreadable,
-            set_aside=_count_files(self.folder / "corrupt"),
-            hits=hits + self.hits,
-            misses=misses + self.misses,
+            entries=whole.entries - contents.vanished.entries,
+            bytes=whole.bytes - contents.vanished.bytes,
+            limit_bytes=self.max_bytes,
+            oldest=contents.oldest,
+            newest=contents.newest,
+            by_strategy=_largest_first(contents.by_strategy),
+            by_model=_largest_first(contents.by_model),
+            unreadable=contents.unreadable,
+            set_aside=_share(list_entries(self.folder / SET_ASIDE)),
+            unfinished=unfinished(self.folder),
+            hits=sum(run.hits for run in runs) + self.hits,
+            misses=sum(run.misses for run in runs) + self.misses,
+            runs=tuple(runs),
         )
-
-    def _entries(self) -> Iterator[_Entry]:
-        """The cache's own files; whatever else is in the folder is left alone."""
-        with guarded("list", self.folder):
-            try:
-                listing = os.scandir(self.folder)
-            except FileNotFoundError:
-                return
-            with listing:
-                for item in listing:
-                    if not _ENTRY.fullmatch(item.name) or not item.is_file(follow_symlinks=False):
-                        continue
-                    try:
-                        info = item.stat(follow_symlinks=False)
-                    except FileNotFoundError:  # removed since it was listed
-                        continue
-                    yield _Entry(Path(item.path), info.st_size, info.st_mtime_ns)
 
     # ------------------------------------------------------------ usage
 
@@ -344,46 +318,31 @@ class SelfEditCache:
         """Records the hits and misses since the last `close` in ``usage.jsonl``."""
         if not self.hits + self.misses or not self.folder.is_dir():
             return
-        path = self.folder / "usage.jsonl"
-        record = {"time": _now(), "hits": self.hits, "misses": self.misses}
         try:
-            with locked(self.folder / ".usage.lock", timeout=5.0):
-                append_jsonl(path, [record], sync=False)
-                if os.path.getsize(path) > _MAX_USAGE_BYTES:
-                    last = path.read_bytes().splitlines(keepends=True)[-KEPT_RUNS:]
-                    atomic_write_bytes(path, b"".join(last))
-        except OSError as error:
-            self._tell(storage_error(error, "write", path))
+            record_usage(self.folder, self.hits, self.misses)
         except StorageError as error:
             self._tell(error)
         self.hits = self.misses = 0
 
-    def _past_usage(self) -> tuple[int, int]:
-        """Hits and misses of the last runs; lines that do not parse are not counted."""
-        try:
-            lines = (self.folder / "usage.jsonl").read_bytes().splitlines()[-KEPT_RUNS:]
-        except OSError:
-            return 0, 0
-        hits = misses = 0
-        for line in lines:
-            with suppress(ValueError, KeyError, TypeError):
-                record = parse_json(line)
-                run = int(record["hits"]), int(record["misses"])
-                hits, misses = hits + run[0], misses + run[1]
-        return hits, misses
+
+def _beyond(entries: list[Entry], max_bytes: int) -> list[Entry]:
+    """The least recently used entries, without which at most `max_bytes` are left."""
+    over = sum(entry.size for entry in entries) - max_bytes
+    going = []
+    for entry in sorted(entries):
+        if over <= 0:
+            break
+        going.append(entry)
+        over -= entry.size
+    return going
 
 
-@dataclass(frozen=True, slots=True)
-class _Entry:
-    """A cache file: where, how large, and when last used (ns)."""
-
-    path: Path
-    size: int
-    used: int
+def _share(entries: Iterable[Entry]) -> Share:
+    share = Share()
+    for entry in entries:
+        share.add(1, entry.size)
+    return share
 
 
-def _count_files(folder: Path) -> int:
-    try:
-        return len(os.listdir(folder))
-    except OSError:
-        return 0
+def _largest_first(shares: Mapping[str, Share]) -> dict[str, Share]:
+    return dict(sorted(shares.items(), key=lambda item: (-item[1].bytes, item[0])))

@@ -9,14 +9,20 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from typing import Any
 
 from aios.core.files import encode_json, parse_json
 from aios.core.types import Completion, SamplingParams
 
 VERSION = 1
 MAX_ENTRY_BYTES = 16 * 2**20
+HEAD_BYTES = 4096  # of a file, in which all but the completion and the checksum is found
 KEY = re.compile(r"[0-9a-f]{64}")
+
+# Before it stand only texts, in which a quote is escaped: so this is where the head ends.
+_END_OF_HEAD = b',"completion":'
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,35 +42,59 @@ class CachedCompletion:
     created: str
 
 
+@dataclass(frozen=True, slots=True)
+class EntryHead:
+    """What a cache file says before the completion; see `CachedCompletion`."""
+
+    strategy: str
+    model: str
+    created: str
+
+
 def cache_key(
     *,
     model_digest: str,
     adapter_digest: str,
     prompt_text: str,
-    sampling: SamplingParams,
+    sampling: SamplingParams | None,
     seed: int,
     candidate: int,
     parser_version: str | int,
     strategy: str,
 ) -> str:
-    """The cache key of a completion: 64 hex digits that change with any of the arguments."""
+    """The cache key of a completion: 64 hex digits that change with any of the arguments.
+
+    Args:
+        model_digest: Digest of the base model.
+        adapter_digest: Digest of the adapter, or empty.
+        prompt_text: The whole prompt.
+        sampling: How tokens are drawn; None where the completion does not depend on it.
+        seed: Seed of the completion.
+        candidate: Number of the candidate.
+        parser_version: Version of the strategy's parser.
+        strategy: Name of the strategy.
+    """
     fields = {
         "version": VERSION,
         "model": model_digest,
         "adapter": adapter_digest,
         "prompt": prompt_text,
-        "sampling": {
-            "temperature": float(sampling.temperature),
-            "top_p": float(sampling.top_p),
-            "max_new_tokens": sampling.max_new_tokens,
-            "stop": list(sampling.stop),
-        },
+        "sampling": None if sampling is None else _sampling_fields(sampling),
         "seed": seed,
         "candidate": candidate,
         "parser": str(parser_version),
         "strategy": strategy,
     }
     return _digest(fields)
+
+
+def _sampling_fields(sampling: SamplingParams) -> dict[str, object]:
+    return {
+        "temperature": float(sampling.temperature),
+        "top_p": float(sampling.top_p),
+        "max_new_tokens": sampling.max_new_tokens,
+        "stop": list(sampling.stop),
+    }
 
 
 def _digest(value: object) -> str:
@@ -74,7 +104,11 @@ def _digest(value: object) -> str:
 
 
 def encode_entry(key: str, found: CachedCompletion) -> bytes:
-    """The file of a completion: version, key, completion, where it is from, and a checksum."""
+    """The file of a completion: version, key, where it is from, completion, and a checksum.
+
+    Raises:
+        StorageError: A line's loss is NaN or infinite.
+    """
     entry = {
         "version": VERSION,
         "key": key,
@@ -106,10 +140,63 @@ def decode_entry(data: bytes, key: str) -> CachedCompletion | None:
         raise ValueError("made for another key")
     try:
         return CachedCompletion(
-            completion=Completion(**record["completion"]),
-            strategy=record["strategy"],
-            model=record["model"],
-            created=record["created"],
+            completion=_completion(record["completion"]),
+            strategy=_text(record["strategy"]),
+            model=_text(record["model"]),
+            created=_text(record["created"]),
         )
     except (KeyError, TypeError) as error:
         raise ValueError(f"fields are missing or wrong ({error})") from error
+
+
+def decode_head(data: bytes) -> EntryHead:
+    """Reads a file's head; what follows, and the checksum over all, is not looked at.
+
+    Args:
+        data: The file's first `HEAD_BYTES` bytes, or more.
+
+    Raises:
+        ValueError: It is not the head of an entry.
+    """
+    head, found, _ = data.partition(_END_OF_HEAD)
+    if not found:
+        raise ValueError("no completion in the head of the file")
+    record = parse_json(head + b"}")
+    try:
+        return EntryHead(
+            _text(record["strategy"]), _text(record["model"]), _text(record["created"])
+        )
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"fields are missing or wrong ({error})") from error
+
+
+def _completion(record: Mapping[str, Any]) -> Completion:
+    """The completion of a record; `line_losses` may be missing, as older files have none."""
+    finish_reason = record["finish_reason"]
+    if finish_reason not in ("stop", "length"):
+        raise TypeError(f"finish_reason is {finish_reason!r}")
+    return Completion(
+        text=_text(record["text"]),
+        tokens=_integer(record["tokens"]),
+        finish_reason=finish_reason,
+        seed=_integer(record["seed"]),
+        line_losses=tuple(_number(loss) for loss in record.get("line_losses", ())),
+    )
+
+
+def _text(value: object) -> str:
+    if not isinstance(value, str):
+        raise TypeError(f"{value!r} is not a text")
+    return value
+
+
+def _integer(value: object) -> int:
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise TypeError(f"{value!r} is not a whole number")
+    return value
+
+
+def _number(value: object) -> float:
+    if not isinstance(value, (int, float)) or isinstance(value, bool):
+        raise TypeError(f"{value!r} is not a number")
+    return float(value)

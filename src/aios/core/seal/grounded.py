@@ -43,6 +43,7 @@ class AnswerFirstStrategy(SelfEditStrategy):
     """Base of the strategies whose completions are question-answer pairs put together here."""
 
     parser_version = 1
+    samples = False  # the wording's settings are its own
 
     def parse_output(
         self, completion: str, passage: Passage, *, finish_reason: FinishReason | None = None
@@ -58,22 +59,34 @@ class ClozeStrategy(AnswerFirstStrategy):
     candidates of a passage differ in their blanks.
     """
 
+    writes = False
+
     def prompt_text(self, model: LanguageModel, passage: Passage) -> str:
         """The passage: nothing else determines the edits but the seed."""
         return f"{self.name}\n{passage.title}\n{passage.text}"
 
-    def generate(
+    def requests(
         self,
         model: LanguageModel,
-        passages: Sequence[Passage],
-        seeds: Sequence[tuple[int, ...]],
+        passage: Passage,
+        seeds: Sequence[int],
         sampling: SamplingParams,
         deadline_seconds: float | None = None,
-    ) -> list[list[Completion]]:
-        """Builds the questions; the model is not asked."""
+    ) -> list[GenerationRequest]:
+        """Nothing: the model is not asked."""
+        return []
+
+    def assemble(
+        self,
+        model: LanguageModel,
+        passage: Passage,
+        seeds: Sequence[int],
+        answers: Sequence[Sequence[Completion]],
+    ) -> list[Completion]:
+        """Builds the questions."""
         return [
-            [Completion("\n".join(cloze_items(p.text, seed)), 0, "stop", seed) for seed in seeds_of]
-            for p, seeds_of in zip(passages, seeds, strict=True)
+            Completion("\n".join(cloze_items(passage.text, seed)), 0, "stop", seed)
+            for seed in seeds
         ]
 
 
@@ -106,42 +119,67 @@ class GroundedQAStrategy(AnswerFirstStrategy):
         """Prompt and passage; the sentences and answers follow from the seed."""
         return f"{self.name}\n{_ASK}\n{passage.title}\n{passage.text}"
 
-    def generate(
+    def requests(
         self,
         model: LanguageModel,
-        passages: Sequence[Passage],
-        seeds: Sequence[tuple[int, ...]],
+        passage: Passage,
+        seeds: Sequence[int],
         sampling: SamplingParams,
         deadline_seconds: float | None = None,
-    ) -> list[list[Completion]]:
-        """Has the model word the questions of each candidate, and keeps those it can answer."""
+    ) -> list[GenerationRequest]:
+        """The wordings wanted for each candidate, a request each; they share the deadline."""
+        requests = []
+        for seed in seeds:
+            wanted = _wanted(passage, seed)
+            share = deadline_seconds / len(wanted) if deadline_seconds and wanted else None
+            requests += [
+                GenerationRequest(
+                    _ASK.format_map({"sentence": sentence, "answer": answer}),
+                    (derive(seed, n),),
+                    _WORDING,
+                    share,
+                )
+                for n, (sentence, answer) in enumerate(wanted)
+            ]
+        return requests
+
+    def assemble(
+        self,
+        model: LanguageModel,
+        passage: Passage,
+        seeds: Sequence[int],
+        answers: Sequence[Sequence[Completion]],
+    ) -> list[Completion]:
+        """Keeps of each candidate the questions that the model can answer."""
+        worded = iter(answers)
         return [
-            [self._candidate(model, passage, seed, deadline_seconds) for seed in seeds_of]
-            for passage, seeds_of in zip(passages, seeds, strict=True)
+            self._candidate(model, passage, seed, [(w, next(worded)[0]) for w in wanted])
+            for seed in seeds
+            for wanted in [_wanted(passage, seed)]
         ]
 
     def _candidate(
-        self, model: LanguageModel, passage: Passage, seed: int, deadline_seconds: float | None
+        self,
+        model: LanguageModel,
+        passage: Passage,
+        seed: int,
+        worded: Sequence[tuple[tuple[str, str], Completion]],
     ) -> Completion:
-        wanted = [(s, s[span.start : span.end]) for s, span in _asked(passage.text, seed)]
-        share = deadline_seconds / len(wanted) if deadline_seconds and wanted else None
-        requests = [
-            GenerationRequest(
-                _ASK.format_map({"sentence": s, "answer": a}), (derive(seed, n),), _WORDING, share
-            )
-            for n, (s, a) in enumerate(wanted)
-        ]
-        worded = [completions[0] for completions in model.generate(requests)] if wanted else []
         pairs = [
             (question, answer)
-            for completion, (_, answer) in zip(worded, wanted, strict=True)
+            for (_, answer), completion in worded
             if (question := " ".join(completion.text.split())).endswith("?")
             and answer.lower() not in question.lower()
         ]
         text = "\n".join(format_qa(*pair) for pair in _found_again(model, passage, pairs))
-        late = any(completion.finish_reason == "deadline" for completion in worded)
-        tokens = sum(completion.tokens for completion in worded)
+        late = any(completion.finish_reason == "deadline" for _, completion in worded)
+        tokens = sum(completion.tokens for _, completion in worded)
         return Completion(text, tokens, "deadline" if late else "stop", seed)
+
+
+def _wanted(passage: Passage, seed: int) -> list[tuple[str, str]]:
+    """Sentences and the answers that are asked for in them."""
+    return [(s, s[span.start : span.end]) for s, span in _asked(passage.text, seed)]
 
 
 def _found_again(

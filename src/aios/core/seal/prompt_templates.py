@@ -21,6 +21,7 @@ PromptFormat = Literal["lines", "rewrites", "qa"]
 
 MAX_PROMPTS_FILE_BYTES = 1_000_000
 DEFAULT_STRATEGY = "implications"
+AUTO = "auto"  # no strategy, but the one that a recipe names
 
 # Parser names in the YAML file and the format each stands for.
 PARSER_FORMATS: Mapping[str, PromptFormat] = {
@@ -146,6 +147,9 @@ def load_prompts_file(path: Path) -> tuple[dict[str, PromptTemplate], dict[str, 
     for name, entry in tree.items():
         if not isinstance(name, str) or not _STRATEGY_NAME.fullmatch(name):
             faults.append(f"{name!r}: a name has small letters, digits, - and _ (at most 64)")
+            continue
+        if name == AUTO:
+            faults.append(f"{name}: this name means the strategy measured for the model")
             continue
         prompt = _read_prompt(name, entry, faults)
         if prompt is not None:

@@ -33,6 +33,13 @@ _UNSPACED_SCRIPT = re.compile(
 _STARTS_SENTENCE = re.compile(
     r"(?:\A|[.!?:;\u2026\n\"\u201c(\[\u2013\u2014]|\s-)\s*[\"'\u201c\u2018(\[]*\Z"
 )
+_TASK = re.compile(
+    r"\b(?:(?:this|the|these|given|original|above|following|final|each|short|provided)\s+"
+    r"(?:passages?|paragraphs?|sentences?)(?!\s+of\b)|re-?wr(?:it\w+|ote)|re-?word(?:s|ed|ing)"
+    r"|re-?phras(?:e|ed|es|ing)|paraphras(?:e|ed|es|ing)|this\s+question|your\s+reply"
+    r"|the\s+(?:model|assistant)'s\s+answer|as\s+an\s+ai)\b",
+    re.IGNORECASE,
+)
 _TITLE_BEFORE_COLON = re.compile(r"\A[^.!?:\n]{1,60}:")
 
 _NUMBER_WORDS_IN_ORDER = """
@@ -86,7 +93,7 @@ class Source(NamedTuple):
         return cls(
             words=frozenset(normalise(whole).split()),
             length=len(text.split()),
-            numbers=frozenset(_numbers(whole)),
+            numbers=frozenset(numbers(whole)),
             initials="".join(word[0] for word in _WORD.findall(whole) if word[0].isupper()),
             shingles=shingles(whole),
         )
@@ -187,10 +194,22 @@ def _is_word(token: str, known: AbstractSet[str]) -> bool:
     )
 
 
-def answer_in_question(pair: QAPair) -> bool:
-    """Whether the question holds the answer, word for word."""
-    question, answer = normalise(pair.question), normalise(pair.answer)
-    return bool(answer) and f" {answer} " in f" {question} "
+def is_fragment(text: str) -> bool:
+    """Whether a text has fewer than four words: a heading, a name, or the rest of a list."""
+    return not _UNSPACED_SCRIPT.search(text) and len(normalise(text).split()) < 4
+
+
+def speaks_of_task(text: str, source: Source) -> str:
+    """What in a text speaks of the task or of the passage as a text; empty without such.
+
+    Such a text (``This passage describes …``, ``I have reworded the sentences``) says nothing
+    once it stands alone. Words that the source has too do not count: it may be about books.
+    """
+    for match in _TASK.finditer(text):
+        last = normalise(match.group()).split()[-1].removesuffix("s")
+        if source.words.isdisjoint((last, f"{last}s")):
+            return match.group()
+    return ""
 
 
 def topic_overlap(item: str, source: Source) -> float:
@@ -217,10 +236,10 @@ def grounding(item: str, source: Source) -> Grounding:
     """
     pair = qa_parts(item)
     if pair is None:
-        specifics = [*_names(item), *_numbers(item, strict=True)]
+        specifics = [*_names(item), *numbers(item, strict=True)]
     else:
-        specifics = [*_names(pair.question), *_numbers(pair.question, strict=True)]
-        specifics += [*_names(pair.answer, is_answer=True), *_numbers(pair.answer, strict=True)]
+        specifics = [*_names(pair.question), *numbers(pair.question, strict=True)]
+        specifics += [*_names(pair.answer, is_answer=True), *numbers(pair.answer, strict=True)]
     missing = tuple(word for word in specifics if not _bears_out(source, word))
     return Grounding(1 - len(missing) / len(specifics) if specifics else 1.0, missing)
 
@@ -263,7 +282,7 @@ def _names(text: str, *, is_answer: bool = False) -> list[str]:
     return names
 
 
-def _numbers(text: str, *, strict: bool = False) -> list[str]:
+def numbers(text: str, *, strict: bool = False) -> list[str]:
     """Numbers in a text: without thousands separators, and number words up to twenty as digits.
 
     Number words that are seldom meant as a number do not count with `strict`.

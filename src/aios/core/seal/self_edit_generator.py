@@ -1,8 +1,9 @@
 """The generator: from passages to self-edits that passed the quality filter.
 
 Takes passages and a language model; gives, for each passage, the edits kept, what was dropped and
-why, and what it cost. Candidates that were made before come from the cache. Works in batches of
-passages and streams: memory does not grow with their number.
+why, and what it cost. Candidates that were made before come from the cache; the others are
+written in one stream over all passages, with as many passages in flight as there is room for.
+Memory does not grow with their number.
 
 Deviations from the SEAL release (data_generation/make_squad_data.py): completions are filtered
 and parsed before they are used; one failing passage does not stop the others; seeds are derived
@@ -12,10 +13,8 @@ from the passage and the candidate number, so a run can be repeated and resumed.
 from __future__ import annotations
 
 import copy
-import time
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
-from itertools import islice
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +22,18 @@ from aios.core.errors import BackendError, UsageError
 from aios.core.events import Dropped, PassageGenerated, WorkFailed
 from aios.core.protocols import Emit, LanguageModel, ignore
 from aios.core.seal.cache import SelfEditCache, cache_key
+from aios.core.seal.edit_stream import (
+    GIVE_UP_AFTER,
+    EditStream,
+    PartWork,
+    PassageWork,
+    StreamSettings,
+    candidate_seeds,
+)
 from aios.core.seal.prompts import PromptBuilder
 from aios.core.seal.quality import FilterSettings, QualityFilter
-from aios.core.seal.strategies import SelfEditStrategy, get_strategy
-from aios.core.seeds import derive
+from aios.core.seal.strategies import SelfEditStrategy, guarded_plug_in
+from aios.core.seal.strategy_mix import MixPart, describe_mix, resolve_mix
 from aios.core.types import Completion, Drop, Failure, Passage, SamplingParams, SelfEdit
 
 _DEFAULT_CACHE_BYTES = 10 * 10**9
@@ -40,11 +47,11 @@ class PassageEdits:
         passage: The passage.
         kept: Edits that passed the filter.
         drops: What did not, with reasons.
-        failure: Why nothing was generated, or None.
+        failure: Why something could not be generated or read, or None.
         cached: Candidates that came from the cache.
         generated: Candidates that were made now.
         tokens: Tokens generated now.
-        seconds: Time for it; a batch's time is shared equally by its passages.
+        seconds: The backend's time for it; passages written at once share it.
         retries: How often it was tried again.
     """
 
@@ -60,25 +67,27 @@ class PassageEdits:
 
 
 @dataclass(frozen=True, slots=True)
-class EditBatch:
-    """The edits of one batch of passages, and what of it belongs into the cache."""
+class Fresh:
+    """A completion that was generated now, and its place in the cache."""
 
-    passages: tuple[PassageEdits, ...]
-    fresh: tuple[tuple[str, Completion], ...] = ()
+    key: str
+    completion: Completion
+    strategy: str
 
 
-@dataclass(slots=True)
-class _Candidates:
-    """The candidates of one passage while they are being collected."""
+@dataclass(frozen=True, slots=True)
+class Written:
+    """A finished passage of a stream.
 
-    passage: Passage
-    keys: list[str]
-    found: dict[int, Completion] = field(default_factory=dict)
-    cached: int = 0
-    failure: Failure | None = None
-    retries: int = 0
-    tokens: int = 0
-    seconds: float = 0.0
+    Attributes:
+        number: Its position among the passages given, from 0.
+        edits: What generation gave for it.
+        fresh: What of it belongs into the cache.
+    """
+
+    number: int
+    edits: PassageEdits
+    fresh: tuple[Fresh, ...] = ()
 
 
 class SelfEditGenerator:
@@ -87,8 +96,8 @@ class SelfEditGenerator:
     Args:
         model: The generator.
         tokenizer: Left out; a `LanguageModel` brings its own.
-        strategy: Name of a strategy, or one.
-        num_edits: Candidates for each passage, at least 1.
+        strategy: Name of a strategy, a mix such as ``rewrite:2,self-qa:2``, or a strategy.
+        num_edits: Candidates for each passage, at least 1; a mix has counts of its own.
         temperature: Softmax temperature, in [0.1, 2].
         max_length: Longest completion in tokens, at least 1.
         cache_dir: Folder of the cache; None for no cache.
@@ -96,8 +105,8 @@ class SelfEditGenerator:
         top_p: Nucleus mass.
         filter_settings: The quality filter's settings.
         prompts: Where prompts come from.
-        batch_size: Passages in one batch, at least 1.
-        deadline_seconds: Time for one edit, averaged over the edits of a batch.
+        batch_size: Passages that are written at the same time, at least 1.
+        deadline_seconds: Time for one edit, its share where several are written at once.
         max_retries: New tries, with other seeds, for a passage that failed alone.
         seed: Seed that all candidates' seeds are derived from.
         emit: Receives `PassageGenerated`, `Dropped` and `WorkFailed` events.
@@ -140,21 +149,32 @@ class SelfEditGenerator:
         if not 0.1 <= temperature <= 2:
             raise UsageError(f"temperature is {temperature}", "give a number from 0.1 to 2")
         self.model = model
-        if isinstance(strategy, str):
-            strategy = get_strategy(strategy, prompts)
-        self.strategy = strategy
-        self.num_edits = num_edits
+        self.parts: tuple[MixPart, ...] = (
+            resolve_mix(strategy, num_edits, prompts)
+            if isinstance(strategy, str)
+            else (MixPart(strategy, num_edits, 0),)
+        )
         self.sampling = SamplingParams(temperature, top_p, max_length)
+        self.filter_settings = filter_settings or FilterSettings()
+        self.quality = QualityFilter(self.filter_settings, model.count_tokens)
         if cache is None and cache_dir is not None:
             cache = SelfEditCache(Path(cache_dir), _DEFAULT_CACHE_BYTES)
         self.cache = cache
-        self.filter_settings = filter_settings or FilterSettings()
-        self.quality = QualityFilter(self.filter_settings, model.count_tokens)
         self.batch_size = batch_size
         self.deadline_seconds = deadline_seconds
         self.max_retries = max_retries
         self.seed = seed
         self.emit = emit
+
+    @property
+    def strategy_name(self) -> str:
+        """The strategy's name, or the mix."""
+        return describe_mix(self.parts)
+
+    @property
+    def num_edits(self) -> int:
+        """Candidates for each passage."""
+        return sum(part.num_edits for part in self.parts)
 
     def generate_self_edits(self, passage: str | Passage, **overrides: Any) -> list[str]:
         """The texts of the edits kept for one passage.
@@ -165,7 +185,7 @@ class SelfEditGenerator:
 
         Raises:
             BackendError: Generation failed, also when tried again.
-            UsageError: Empty passage or unknown override.
+            UsageError: Empty passage, unknown override, or a number of edits for a mix.
         """
         unknown = sorted(set(overrides) - {"num_edits", "seed"})
         if unknown:
@@ -174,150 +194,163 @@ class SelfEditGenerator:
         if not one.text:
             raise UsageError("the passage is empty", "give a text to learn from")
         generator = copy.copy(self)
-        generator.num_edits = overrides.get("num_edits", self.num_edits)
         generator.seed = overrides.get("seed", self.seed)
-        _require_at_least("num_edits", 1, generator.num_edits)
+        if "num_edits" in overrides:
+            _require_at_least("num_edits", 1, overrides["num_edits"])
+            if len(self.parts) > 1:
+                raise UsageError(
+                    f"the mix {self.strategy_name} has its own numbers of edits",
+                    "leave num_edits out",
+                )
+            generator.parts = (MixPart(self.parts[0].strategy, overrides["num_edits"], 0),)
         (result,) = generator.generate([one])
         if result.failure is not None:
             raise BackendError(result.failure.error, retryable=result.failure.retryable)
         return [edit.text for edit in result.kept]
 
     def generate(self, passages: Iterable[Passage]) -> Iterator[PassageEdits]:
-        """Self-edits of many passages, as they are ready, in order."""
-        for group in batched(passages, self.batch_size):
-            batch = self.generate_batch(group)
-            self.remember(batch)
-            yield from batch.passages
+        """Self-edits of many passages, in order; a passage that is ready waits for its turn.
 
-    def generate_batch(self, passages: Sequence[Passage]) -> EditBatch:
-        """Self-edits of one batch; nothing is written to the cache yet.
-
-        What comes out depends on the batch (its passages, settings, seed and what the cache held)
-        alone, so a caller that keeps its batches and records each one before `remember` can be
-        killed and resumed without a difference.
+        Raises:
+            BackendError: The backend is dead: many passages failed one after the other.
         """
-        work = [self._look_up(p) for p in passages]
-        missing = [c for c in work if len(c.found) < self.num_edits]
-        fresh = self._fill(missing) if missing else []
-        results = tuple(self._finish(c) for c in work)
-        for result in results:
-            self._report(result)
-        return EditBatch(results, tuple(fresh))
+        ready: dict[int, PassageEdits] = {}
+        following = 0
+        for written in self.stream(passages):
+            self.remember(written)
+            ready[written.number] = written.edits
+            while following in ready:
+                yield ready.pop(following)
+                following += 1
+
+    def stream(self, passages: Iterable[Passage]) -> Iterator[Written]:
+        """Passages as they are finished; nothing is written to the cache yet.
+
+        The candidates of a passage depend on the passage, the settings and the seed alone, as far
+        as the model's texts do (see `backends.decoding` for where that holds exactly). So a
+        caller that records each passage before `remember` can be killed and resumed without a
+        difference.
+
+        Raises:
+            BackendError: The backend is dead: many passages failed one after the other.
+            UsageError: Another package's strategy could not read what was written for as many.
+        """
+        settings = StreamSettings(
+            self.sampling,
+            self.deadline_seconds,
+            self.max_retries,
+            self.batch_size * self.num_edits,
+            self.seed,
+        )
+        works = (self._look_up(number, passage) for number, passage in enumerate(passages))
+        unread = 0
+        for work in EditStream(self.model, settings).run(works):
+            written = self._finish(work)
+            yield written
+            failure = written.edits.failure
+            unread = unread + 1 if failure is not None and failure.boundary == "parse" else 0
+            if failure is not None and unread >= GIVE_UP_AFTER:
+                raise UsageError(
+                    f"{unread} passages in a row could not be read: {failure.error}",
+                    "update or remove that package, or choose another strategy",
+                )
 
     def count_cached(self, passage: Passage) -> int:
         """How many of a passage's candidates the cache has."""
-        return self._look_up(passage).cached
+        return sum(part.cached for part in self._look_up(0, passage).parts)
 
     def count_prompt_tokens(self, passage: Passage) -> int:
-        """Tokens of a passage's prompt."""
-        return self.model.count_tokens(self.strategy.prompt_text(self.model, passage))
+        """Tokens of a passage's prompts."""
+        return sum(
+            self.model.count_tokens(part.strategy.prompt_text(self.model, passage))
+            for part in self.parts
+        )
 
-    def remember(self, batch: EditBatch) -> None:
-        """Puts what a batch has newly generated into the cache."""
+    def remember(self, written: Written) -> None:
+        """Puts what was newly generated for a passage into the cache."""
         if self.cache is not None:
             model = model_label(self.model)
-            for key, completion in batch.fresh:
-                self.cache.put(key, completion, strategy=self.strategy.name, model=model)
+            for fresh in written.fresh:
+                self.cache.put(fresh.key, fresh.completion, strategy=fresh.strategy, model=model)
 
-    def _look_up(self, passage: Passage) -> _Candidates:
-        prompt = self.strategy.prompt_text(self.model, passage)
-        seeds = self._seeds(passage, attempt=0)
-        candidates = _Candidates(passage, [self._key(prompt, s, n) for n, s in enumerate(seeds)])
+    def _look_up(self, number: int, passage: Passage) -> PassageWork:
+        """A passage's candidates, as far as the cache has them."""
+        work = PassageWork(number, passage, [])
+        for part in self.parts:
+            try:
+                work.parts.append(self._look_up_part(part, passage))
+            except BackendError as error:  # without a prompt a part is not begun
+                work.failure = Failure("generate", passage.id, error.message, error.retryable)
+        return work
+
+    def _look_up_part(self, part: MixPart, passage: Passage) -> PartWork:
+        with guarded_plug_in(part.strategy, "prompt_text"):
+            prompt = part.strategy.prompt_text(self.model, passage)
+        seeds = candidate_seeds(self.seed, part, passage, attempt=0)
+        work = PartWork(part, [self._key(part, prompt, s, n) for n, s in enumerate(seeds)])
         if self.cache is not None:
-            for number, key in enumerate(candidates.keys):
+            for number, key in enumerate(work.keys):
                 hit = self.cache.get(key)
                 if hit is not None:
-                    candidates.found[number] = hit.completion
-            candidates.cached = len(candidates.found)
-        return candidates
+                    work.found[number] = hit.completion
+            work.cached = len(work.found)
+        return work
 
-    def _fill(self, missing: Sequence[_Candidates]) -> list[tuple[str, Completion]]:
-        """Generates what the cache did not have.
-
-        Where a batch fails, each of its passages is tried alone: first with its own seeds, as
-        what failed may be the passage beside it, then with new ones.
-        """
-        try:
-            return self._ask(missing, attempt=0)
-        except BackendError as error:
-            first = error
-        tried = 1 if len(missing) == 1 else 0
-        fresh: list[tuple[str, Completion]] = []
-        for candidates in missing:
-            last = first
-            for attempt in range(tried, self.max_retries + 1):
-                candidates.retries = attempt
-                try:
-                    fresh += self._ask([candidates], attempt)
-                    break
-                except BackendError as error:
-                    last = error
-            else:
-                candidates.failure = Failure(
-                    "generate", candidates.passage.id, last.message, last.retryable
-                )
-        return fresh
-
-    def _ask(self, work: Sequence[_Candidates], attempt: int) -> list[tuple[str, Completion]]:
-        """One call of the strategy for the missing candidates of some passages."""
-        wanted = [[n for n in range(self.num_edits) if n not in c.found] for c in work]
-        seeds = [
-            tuple(self._seeds(c.passage, attempt)[n] for n in numbers)
-            for c, numbers in zip(work, wanted, strict=True)
-        ]
-        started = time.perf_counter()
-        try:
-            answers = self.strategy.generate(
-                self.model, [c.passage for c in work], seeds, self.sampling, self.deadline_seconds
-            )
-        finally:  # what failed has taken its time too
-            seconds = time.perf_counter() - started
-            for candidates in work:
-                candidates.seconds += seconds / len(work)
-        fresh = []
-        for candidates, numbers, completions in zip(work, wanted, answers, strict=True):
-            for number, completion in zip(numbers, completions, strict=True):
-                candidates.found[number] = completion
-                candidates.tokens += completion.tokens
-                if attempt == 0 and completion.finish_reason != "deadline":
-                    fresh.append((candidates.keys[number], completion))
-        return fresh
-
-    def _finish(self, candidates: _Candidates) -> PassageEdits:
-        """Parses and filters the completions of a passage."""
-        passage = candidates.passage
-        edits = [self._parse(passage, n, c) for n, c in sorted(candidates.found.items())]
-        filtered = self.quality.filter(passage, edits)
-        return PassageEdits(
-            passage,
+    def _finish(self, work: PassageWork) -> Written:
+        """Parses and filters the completions of a passage, and reports it."""
+        failure = work.failure
+        edits: list[SelfEdit] = []
+        for part in work.parts:
+            try:
+                with guarded_plug_in(part.part.strategy, "parse_output"):
+                    edits += [
+                        self._parse(work.passage, part.part, n, c) for n, c in part.in_order()
+                    ]
+            except BackendError as error:
+                failure = failure or Failure("parse", work.passage.id, error.message, False)
+        filtered = self.quality.filter(work.passage, edits)
+        result = PassageEdits(
+            work.passage,
             filtered.kept,
             filtered.drops,
-            candidates.failure,
-            cached=candidates.cached,
-            generated=len(candidates.found) - candidates.cached,
-            tokens=candidates.tokens,
-            seconds=candidates.seconds,
-            retries=candidates.retries,
+            failure,
+            cached=sum(part.cached for part in work.parts),
+            generated=sum(len(part.found) - part.cached for part in work.parts),
+            tokens=sum(sum(part.new_tokens) for part in work.parts),
+            seconds=work.seconds,
+            retries=work.retries,
         )
+        self._report(result, work)
+        fresh = tuple(
+            Fresh(part.keys[n], part.found[n], part.part.strategy.name)
+            for part in work.parts
+            for n in part.fresh
+        )
+        return Written(work.number, result, fresh)
 
-    def _parse(self, passage: Passage, number: int, completion: Completion) -> SelfEdit:
-        items = self.strategy.parse_output(
+    def _parse(
+        self, passage: Passage, part: MixPart, number: int, completion: Completion
+    ) -> SelfEdit:
+        items = part.strategy.parse_output(
             completion.text, passage, finish_reason=completion.finish_reason
         )
+        if not isinstance(items, (list, tuple)) or not all(isinstance(i, str) for i in items):
+            raise TypeError("it gives no list of texts")
         scores = {"cut_by_deadline": 1.0} if completion.finish_reason == "deadline" else {}
         return SelfEdit(
             passage_id=passage.id,
-            strategy=self.strategy.name,
-            index=number,
+            strategy=part.strategy.name,
+            index=part.first_index + number,
             items=tuple(items),
             model=model_label(self.model),
             seed=completion.seed,
             completion=completion.text,
             tokens=completion.tokens,
             scores=scores,
+            line_losses=completion.line_losses,
         )
 
-    def _report(self, result: PassageEdits) -> None:
+    def _report(self, result: PassageEdits, work: PassageWork) -> None:
         for drop in result.drops:
             self.emit(Dropped(drop.passage_id, drop.strategy, drop.index, drop.reason, drop.detail))
         if result.failure is not None:
@@ -335,26 +368,21 @@ class SelfEditGenerator:
                 tokens=result.tokens,
                 seconds=result.seconds,
                 retries=result.retries,
+                edit_tokens=tuple(n for part in work.parts for n in part.new_tokens),
             )
         )
 
-    def _seeds(self, passage: Passage, attempt: int) -> list[int]:
-        name = self.strategy.name
-        return [
-            derive(self.seed, "self-edit", passage.id, name, number, attempt)
-            for number in range(self.num_edits)
-        ]
-
-    def _key(self, prompt: str, seed: int, number: int) -> str:
+    def _key(self, part: MixPart, prompt: str, seed: int, number: int) -> str:
+        strategy = part.strategy
         return cache_key(
             model_digest=self.model.digest,
             adapter_digest=self.model.adapter_digest,
             prompt_text=prompt,
-            sampling=self.sampling,
+            sampling=self.sampling if strategy.samples else None,
             seed=seed,
             candidate=number,
-            parser_version=self.strategy.parser_version,
-            strategy=self.strategy.name,
+            parser_version=strategy.parser_version,
+            strategy=strategy.name,
         )
 
 
@@ -366,10 +394,3 @@ def _require_at_least(name: str, lowest: int, value: int) -> None:
 def model_label(model: LanguageModel) -> str:
     """The model's name for people, with the adapter's digest if there is one."""
     return f"{model.name}+{model.adapter_digest[:12]}" if model.adapter_digest else model.name
-
-
-def batched(passages: Iterable[Passage], size: int) -> Iterator[list[Passage]]:
-    """Groups of `size` passages, in order; the last may be smaller."""
-    iterator = iter(passages)
-    while group := list(islice(iterator, size)):
-        yield group

@@ -13,10 +13,12 @@ from __future__ import annotations
 
 import importlib
 import importlib.metadata
+import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 
-from aios.core.errors import UnknownStrategyError, UsageError
+from aios.core.errors import BackendError, UnknownStrategyError, UsageError
 from aios.core.protocols import LanguageModel
 from aios.core.seal.completion_text import normalise
 from aios.core.seal.parsing import (
@@ -40,11 +42,16 @@ class SelfEditStrategy(ABC):
     Attributes:
         name: The name it was asked for by.
         parser_version: Raised when `parse_output` changes; part of the cache key.
+        samples: Whether its completions depend on the sampling settings; where they do not, those
+            are not part of the cache key.
+        writes: Whether the model is asked at all.
         prompts: Where its prompt comes from.
     """
 
     name: str
     parser_version: int = 1
+    samples: bool = True
+    writes: bool = True
 
     def __init__(self, name: str, prompts: PromptBuilder | None = None) -> None:
         self.name = name
@@ -57,6 +64,49 @@ class SelfEditStrategy(ABC):
             UsageError: The passage is empty.
         """
         return model.format_chat(self.prompts.build_messages(passage, self.name))
+
+    def requests(
+        self,
+        model: LanguageModel,
+        passage: Passage,
+        seeds: Sequence[int],
+        sampling: SamplingParams,
+        deadline_seconds: float | None = None,
+    ) -> list[GenerationRequest]:
+        """What the model is asked for a passage; nothing, where it need not write.
+
+        Args:
+            model: The generator.
+            passage: The passage.
+            seeds: The seeds of its K completions.
+            sampling: How tokens are drawn.
+            deadline_seconds: Time for each completion.
+
+        Raises:
+            UsageError: The passage is empty.
+        """
+        prompt = self.prompt_text(model, passage)
+        return [GenerationRequest(prompt, tuple(seeds), sampling, deadline_seconds)]
+
+    def assemble(
+        self,
+        model: LanguageModel,
+        passage: Passage,
+        seeds: Sequence[int],
+        answers: Sequence[Sequence[Completion]],
+    ) -> list[Completion]:
+        """The K completions of a passage, from the model's answers to `requests`.
+
+        Args:
+            model: The generator, which may score here.
+            passage: The passage.
+            seeds: The seeds given to `requests`.
+            answers: The completions of each request, in order.
+
+        Raises:
+            BackendError: Scoring failed.
+        """
+        return list(answers[0])
 
     def generate(
         self,
@@ -82,13 +132,15 @@ class SelfEditStrategy(ABC):
             BackendError: Generation failed.
             UsageError: A passage is empty.
         """
-        requests = [
-            GenerationRequest(
-                self.prompt_text(model, passage), seeds_of, sampling, deadline_seconds
-            )
+        asked = [
+            self.requests(model, passage, seeds_of, sampling, deadline_seconds)
             for passage, seeds_of in zip(passages, seeds, strict=True)
         ]
-        return model.generate(requests) if requests else []
+        answers = iter(model.generate([request for requests in asked for request in requests]))
+        return [
+            self.assemble(model, passage, seeds_of, [next(answers) for _ in requests])
+            for passage, seeds_of, requests in zip(passages, seeds, asked, strict=True)
+        ]
 
     @abstractmethod
     def parse_output(
@@ -160,7 +212,7 @@ _BY_FORMAT: dict[str, Factory] = {
 }
 
 # What importing or calling someone else's code may raise; anything else is a request to stop.
-_PLUG_IN_FAULTS = (
+PLUG_IN_FAULTS = (
     ImportError,
     AttributeError,
     SyntaxError,
@@ -243,20 +295,56 @@ def _plug_ins() -> dict[str, importlib.metadata.EntryPoint]:
     return found
 
 
+def registered_strategies() -> tuple[str, ...]:
+    """Names of this package's strategies and of those registered by the program."""
+    return tuple(_STRATEGIES)
+
+
 def _from_plug_in(
     entry_point: importlib.metadata.EntryPoint, prompts: PromptBuilder
 ) -> SelfEditStrategy:
     where = f"the strategy {entry_point.name!r} of another package ({entry_point.value})"
+    remedy = "update or remove that package, or choose another strategy"
     try:
         strategy = entry_point.load()(entry_point.name, prompts)
-    except _PLUG_IN_FAULTS as error:
+    except PLUG_IN_FAULTS as error:
         raise UsageError(
-            f"{where} cannot be loaded: {type(error).__name__}: {error}",
-            "update or remove that package, or choose another strategy",
+            f"{where} cannot be loaded: {type(error).__name__}: {error}", remedy
         ) from error
     if not isinstance(strategy, SelfEditStrategy):
         raise UsageError(
-            f"{where} gives a {type(strategy).__name__}, not a SelfEditStrategy",
-            "update or remove that package, or choose another strategy",
+            f"{where} gives a {type(strategy).__name__}, not a SelfEditStrategy", remedy
         )
+    if getattr(strategy, "name", None) != entry_point.name:
+        raise UsageError(f"{where} does not have that name: it must keep the one it gets", remedy)
+    try:
+        inspect.signature(strategy.parse_output).bind("", None, finish_reason=None)
+    except TypeError as error:
+        message = f"{where} has a parse_output that does not fit: {error}"
+        raise UsageError(message, remedy) from error
     return strategy
+
+
+def is_ours(strategy: SelfEditStrategy) -> bool:
+    """Whether a strategy is this package's: then what goes wrong in it is a bug of ours."""
+    return type(strategy).__module__.split(".")[0] == __name__.split(".")[0]
+
+
+@contextmanager
+def guarded_plug_in(strategy: SelfEditStrategy, method: str) -> Iterator[None]:
+    """Turns what another package's strategy may raise in a method into an error that names it.
+
+    Raises:
+        BackendError: The strategy is another package's, and failed.
+    """
+    try:
+        yield
+    except PLUG_IN_FAULTS as error:
+        if is_ours(strategy):
+            raise
+        where = f"{type(strategy).__module__}.{type(strategy).__qualname__}.{method}"
+        raise BackendError(
+            f"the strategy {strategy.name!r} of another package failed in {where}: "
+            f"{type(error).__name__}: {error}",
+            "update or remove that package, or choose another strategy",
+        ) from error
