@@ -4,8 +4,8 @@ Takes ``experiments/labelled_completions.jsonl`` (real completions of the bundle
 labelled; the rules of labelling are beside it) and the passages they were written from; prints
 tables and writes ``results/quality_filter.json``. Bad is what the filter should drop, so precision
 is the share of bad among the items dropped, and recall the share of the bad items that are
-dropped. The passages are halved by a hash of their id: limits were set on the tuning half alone,
-and the reporting half is shown by default.
+dropped. The passages are in two halves: limits were set on the tuning half alone, and the reporting half
+is shown by default.
 
     python benchmarks/quality_filter.py [--half tuning|reporting] [--no-loss]
 """
@@ -35,7 +35,7 @@ from aios.core.protocols import LanguageModel
 from aios.core.seal.quality import FilterSettings, QualityFilter
 from aios.core.seal.quality_duplicates import CorpusDuplicates
 from aios.core.seal.strategies import get_strategy
-from aios.core.types import Passage, SamplingParams, SelfEdit, content_hash
+from aios.core.types import Passage, SamplingParams, SelfEdit
 
 sys.path.insert(0, str(Path(__file__).parent))
 from _results import print_table, write_results
@@ -70,11 +70,6 @@ class Item:
         return self.label != "good"
 
 
-def half_of(passage_id: str) -> str:
-    """The half of the labelled set that a passage belongs to."""
-    return "tuning" if int(content_hash("half", passage_id), 16) % 2 == 0 else "reporting"
-
-
 def load_passages() -> dict[str, Passage]:
     """The passages by id."""
     return {p.id: p for p in read_passages(PASSAGES, on_reject=lambda reject: None)}
@@ -99,7 +94,7 @@ def filter_labelled(half: str, quality: QualityFilter) -> list[Item]:
     groups: dict[tuple[str, str, float], list[dict[str, Any]]] = defaultdict(list)
     for line in LABELLED.read_text(encoding="utf-8").splitlines():
         row = json.loads(line)
-        if half_of(row["passage_id"]) == half:
+        if row["half"] == half:
             groups[row["passage_id"], row["strategy"], row["temperature"]].append(row)
     items = []
     for (passage_id, strategy, temperature), rows in groups.items():

@@ -5,21 +5,27 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from dataclasses import replace
-from itertools import count
+from itertools import count, islice
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
 
+from aios.app.models import load_model
 from aios.backends import batching
 from aios.backends.batching import ContinuousBatch
 from aios.backends.models import ModelSource
 from aios.backends.torch_lm import TorchLM
+from aios.core.config.schemas import Config
+from aios.core.data.readers import read_passages
 from aios.core.errors import BackendError, NonFiniteError
+from aios.core.seal.strategies import get_strategy
 from aios.core.streaming import collect
 from aios.core.types import Completion, GenerationRequest, SamplingParams
 from tests.tiny_model import CONTEXT
 
+EXAMPLES = Path(__file__).parents[2] / "examples" / "passages.jsonl"
 PROMPTS = ("The mill at Orvane", "It", "The wheel of the mill turns twelve stones. The people")
 GREEDY = SamplingParams(temperature=0.0, max_new_tokens=10)
 WARM = SamplingParams(temperature=1.0, top_p=1.0, max_new_tokens=10)
@@ -306,3 +312,19 @@ def test_nan_weights_are_an_error_and_no_text(lm: TorchLM, temperature: float) -
 def test_nothing_asked_is_nothing_written(lm: TorchLM) -> None:
     assert lm.generate([]) == []
     assert lm.generate([request(PROMPTS[0], like=WARM)]) == [[]]
+
+
+@pytest.mark.model
+def test_the_bundled_model_writes_the_same_text_whatever_is_beside_it(models_folder: Path) -> None:
+    """What resuming rests on; it holds on the CPUs that were tried (SEAL_GENERATION.md)."""
+    lm = load_model(Config.model_validate({"model": {"cache_dir": models_folder}}))
+    strategy = get_strategy("implications")
+    passages = read_passages(EXAMPLES, on_reject=lambda reject: None)
+    like = SamplingParams(max_new_tokens=40)
+    requests = [
+        request(strategy.prompt_text(lm, passage), *range(n, n + 3), like=like)
+        for n, passage in enumerate(islice(passages, 5))
+    ]
+    whole = collect(lm.stream(requests, width=15))
+    assert collect(lm.stream(requests[::-1], width=4)) == whole[::-1]
+    assert lm.generate(requests[2:3]) == whole[2:3]

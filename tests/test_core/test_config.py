@@ -640,3 +640,14 @@ def test_an_unknown_flag_is_an_error_that_names_the_known_ones() -> None:
         is_enabled("enable_seal_edits", {})
     with pytest.raises(ConfigError, match="The flags are: enable_seal_self_edits"):
         is_enabled("zzz", {})
+
+
+@pytest.mark.parametrize(
+    "given",
+    ["endpoint.url=http://ada:hunter2@host/v1", "endpoint.api_key_env=sk-hunter2"],
+)
+def test_a_secret_that_was_typed_in_the_wrong_place_is_not_repeated(given: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load(given)
+    assert given.split("=")[0] in str(caught.value)
+    assert "hunter2" not in str(caught.value)

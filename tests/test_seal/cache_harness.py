@@ -139,7 +139,8 @@ def install() -> None:
     def noted_fsync(fd: Any, /) -> None:
         note("fsync")  # and not done: what is tested is a kill, not a power cut
 
-    os.write, os.fsync = cut_write, noted_fsync
+    os.write = cut_write
+    os.fsync = noted_fsync  # type: ignore[assignment]
 
     def opened(path: Any, mode: str = "r", **options: Any) -> Any:
         written = set(mode) & set("xwa")

@@ -357,3 +357,48 @@ def test_jaccard_and_containment() -> None:
 def test_parts_of_a_question_answer_item() -> None:
     assert signals.qa_parts("Question: a?\nAnswer: b") == QAPair("a?", "b")
     assert signals.qa_parts("A question: a?") is None
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("Yes.", True),
+        ("Conclusion", True),
+        ("The World On Sunday", False),
+        ("They react with water.", False),
+        ("这座塔高四十一米。", False),
+        ("", True),
+    ],
+)
+def test_fragments(text: str, expected: bool) -> None:
+    assert signals.is_fragment(text) is expected
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "The passage highlights the importance of the law.",
+        "I'll rewrite it so that it is easier to read.",
+        "These sentences can be condensed to tell the story.",
+        "The last two rewrites are all non-original prose.",
+        "Question: What is the answer to this question?\nAnswer: Otrar",
+        "As an AI I know of no Otrar.",
+    ],
+)
+def test_texts_about_the_task(text: str) -> None:
+    assert signals.speaks_of_task(text, SOURCE)
+    assert reasons(run([edit(*GOOD, text)]))[0] in ("about_the_task", "no_question")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "The passage of the army through the town took a day.",
+        "The governor wrote a letter to the merchants.",
+        "In a sentence of the court, merchants were named.",
+        "The passages were walled up.",
+    ],
+)
+def test_texts_that_only_sound_like_it(text: str) -> None:
+    source = signals.Source.of("", "Two secret passages led out of the town.")
+    assert not signals.speaks_of_task(text, source)

@@ -103,7 +103,8 @@ def test_other_numbers_or_answers_are_another_meaning(first: str, second: str) -
 
 
 def test_the_filter_uses_meaning_for_items_and_edits() -> None:
-    passage = Passage.make(f"{BUILT} {LAMP}", title="Skarrow Light")
+    story = " The flash is green since nearby fires confused pilots on their way along the reef."
+    passage = Passage.make(f"{BUILT} {LAMP} {story * 2}", title="Skarrow Light")
     quality = QualityFilter(FilterSettings(min_length=1), len, embedder=BagOfStems())
     plain = BUILT.replace("is built", "was built up")
     result = quality.filter(passage, [edit(BUILT, plain, LAMP), edit(plain, LAMP, index=1)])

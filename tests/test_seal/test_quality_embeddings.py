@@ -9,11 +9,16 @@ import pytest
 
 from aios.app.composition import build_corpus_duplicates, build_embedder
 from aios.backends import embeddings
-from aios.backends.scripted import ScriptedLM
+from aios.backends.scripted import ScriptedModel
 from aios.core.config.loader import load_config
+from aios.core.config.schemas import Config
 from aios.core.errors import ModelError, UsageError
 
 INSTALLED = embeddings.find_embedding_model() is not None
+
+
+def configured(*overrides: str) -> Config:
+    return load_config(overrides=overrides, env={}).config
 
 
 def test_without_the_package_auto_does_without_and_on_is_an_error(
@@ -45,15 +50,15 @@ def test_a_package_without_all_files_counts_as_not_installed(
 
 def test_the_config_says_what_duplicates_are_looked_for(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(embeddings, "PACKAGE", "no_such_package_of_embeddings")
-    model = ScriptedLM()
-    default = load_config(env={})
+    model = ScriptedModel()
+    default = configured()
     assert build_embedder(default, model) is None
     assert build_corpus_duplicates(default) is None
-    across = load_config(["seal.deduplicate_across=file"], env={})
+    across = configured("seal.deduplicate_across=file")
     assert build_corpus_duplicates(across) is not None
-    off = load_config(["seal.deduplicate_across=file", "seal.enable_deduplication=no"], env={})
+    off = configured("seal.deduplicate_across=file", "seal.enable_deduplication=no")
     assert build_corpus_duplicates(off) is None
-    on = load_config(["seal.embedding_deduplication=on"], env={})
+    on = configured("seal.embedding_deduplication=on")
     assert on.seal.embedding_deduplication == "on"
     with pytest.raises(UsageError, match="no embedding model"):
         build_embedder(on, model)

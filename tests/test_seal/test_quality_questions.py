@@ -30,7 +30,8 @@ def test_questions_ask(question: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "question", ["And not so really.", "The comet she found, named Tuvell", "In fact that.", "", "…"]
+    "question",
+    ["And not so really.", "The comet she found, named Tuvell", "In fact that.", "", "…"],
 )
 def test_what_asks_nothing_is_no_question(question: str) -> None:
     assert not is_question(question)

@@ -199,7 +199,7 @@ def generate_edits(
                 passages = read_input(config, input, model, rejects.append)
                 journalled = JournalledEdits(generator, journal, watch.should_stop, watch.emit)
                 watch.emit(StageStarted("generate", total, "passages"))
-                early = EarlyEstimate(total, generator.num_edits)
+                early = EarlyEstimate(total, generator.num_edits, time.monotonic() - began)
                 with atomic_writer(dropped_path(output)) as dropped, writer as out:
                     tally = _write_edits(watch.emit, journalled.run(passages), out, dropped, early)
                 rejects_path = _list_rejects(output, rejects)

@@ -156,43 +156,43 @@ def _probed(generator: SelfEditGenerator, written: Written) -> ProbedPassage:
 class EarlyEstimate:
     """The estimate that a run makes of itself once its first passages are done.
 
+    It goes by the passages' shares of the backend's time, as others are in flight beside them.
+
     Args:
         passages: All of the run's passages.
         num_edits: Candidates of each.
-        clock: Monotonic seconds.
+        once_seconds: What was done once before: loading the model, reading.
     """
 
-    def __init__(
-        self, passages: int, num_edits: int, clock: Callable[[], float] = time.monotonic
-    ) -> None:
+    def __init__(self, passages: int, num_edits: int, once_seconds: float = 0.0) -> None:
         self._passages = passages
         self._num_edits = num_edits
-        self._clock = clock
-        self._began = clock()
-        self._done = 0
+        self._once_seconds = once_seconds
+        self._seen = 0
+        self._reused = 0
         self._cached = 0
         self._first: list[ProbedPassage] = []
 
     def after(self, result: PassageEdits, *, reused: bool) -> Estimate | None:
         """Takes note of a passage; the estimate of the whole run, after `PROBED` new ones."""
-        self._done += 1
+        self._seen += 1
         if reused:
-            self._began = self._clock()
+            self._reused += 1
             return None
         self._cached += result.cached
         if result.cached < self._num_edits:
             self._first.append(ProbedPassage(result.seconds, result.tokens))
-        if len(self._first) < PROBED or self._done >= self._passages:
+        if len(self._first) < PROBED or self._seen >= self._passages:
             return None
         return self._estimate()
 
     def _estimate(self) -> Estimate:
-        left = self._passages - self._done
-        share = self._cached / (self._done * self._num_edits)
-        candidates = left * self._num_edits
-        rest = GeneratePlan(left, 0, candidates, int(share * candidates), 0, 0, "", "")
-        elapsed = self._clock() - self._began
-        return estimate(rest, Probe(tuple(self._first), elapsed, once_seconds=elapsed))
+        fresh = self._passages - self._reused
+        candidates = fresh * self._num_edits
+        share = self._cached / ((self._seen - self._reused) * self._num_edits)
+        plan = GeneratePlan(fresh, 0, candidates, int(share * candidates), 0, 0, "", "")
+        seconds = sum(passage.seconds for passage in self._first)
+        return estimate(plan, Probe(tuple(self._first), seconds, once_seconds=self._once_seconds))
 
 
 def describe_estimate(estimated: Estimate) -> str:

@@ -99,7 +99,7 @@ class ContinuousBatch:
         source = iter(requests)
         decoder: Decoder | None = None
         while True:
-            if self._has_room and not self._waiting:
+            if self._has_room and not self._waiting and not self._exhausted:
                 self._take(source)
             while self._outcomes:
                 yield self._outcomes.popleft()

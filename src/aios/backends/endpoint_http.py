@@ -18,7 +18,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager, suppress
 from typing import Any
-from urllib.parse import quote, urlsplit
+from urllib.parse import quote
 
 import httpx2 as httpx
 
@@ -60,7 +60,7 @@ class CallError(BackendError):
 
 def is_loopback(url: str) -> bool:
     """Whether an address leads to this machine alone."""
-    host = (urlsplit(url).hostname or "").rstrip(".")
+    host = httpx.URL(url).host.rstrip(".")
     if host == "localhost" or host.endswith(".localhost"):
         return True
     try:

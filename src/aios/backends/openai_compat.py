@@ -84,15 +84,15 @@ class EndpointModel:
                 allowed under `offline`, or no model is named.
         """
         url = settings.url
+        try:
+            httpx.URL(url)
+        except httpx.InvalidURL as error:
+            raise ModelError(f"endpoint.url {url} is no address: {error}") from None
         if offline and not is_loopback(url):
             raise ModelError(
                 f"the endpoint {url} is not on this machine, and --offline forbids the network",
                 "set endpoint.url to a loopback address, or leave --offline out",
             )
-        try:
-            httpx.URL(url)
-        except httpx.InvalidURL as error:
-            raise ModelError(f"endpoint.url {url} is no address: {error}") from None
         key = read_key(settings.api_key_env, os.environ if environ is None else environ)
         if key and url.startswith("http://") and not is_loopback(url):
             emit(Notice(f"the key in {settings.api_key_env} goes to {url} unencrypted", "warning"))

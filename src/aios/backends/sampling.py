@@ -91,10 +91,11 @@ class Sampler:
         """
         rows, size = logits.shape
         wide = size + -size % _BLOCK
-        if self._space is None or self._space[0].shape != (rows, wide):
+        space = self._space
+        if space is None or len(space[0]) < rows or space[0].shape[1] != wide:
             empty = logits.new_full((rows, wide), -torch.inf, dtype=torch.float32)
-            self._space = empty, torch.empty_like(empty), torch.empty_like(empty)
-        return self._space
+            space = self._space = empty, torch.empty_like(empty), torch.empty_like(empty)
+        return space[0][:rows], space[1][:rows], space[2][:rows]
 
 
 def _block_sums(weights: Tensor) -> Tensor:

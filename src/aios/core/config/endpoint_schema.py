@@ -7,10 +7,11 @@ the config: `api_key_env` names the environment variable that holds it.
 from __future__ import annotations
 
 import json
+import re
 from typing import Any, Literal
-from urllib.parse import urlsplit
 
 from pydantic import Field, field_validator
+from pydantic_core import Url
 
 from aios.core.config.recipe_schemas import Section, allowed
 
@@ -78,15 +79,13 @@ class EndpointConfig(Section):
     @classmethod
     def _is_a_plain_url(cls, value: str) -> str:
         wanted = "must start with http:// or https:// and name a host"
+        if not re.fullmatch(r"https?://[^/\s\\][^\s\\]*", value) or not value.isascii():
+            raise ValueError(wanted)
         try:
-            parts = urlsplit(value)
-            port_is_fine = parts.port is None or parts.port > 0
+            parts = Url(value)
         except ValueError as error:
             raise ValueError(wanted) from error
-        odd = any(c.isspace() or not c.isprintable() for c in value)
-        if parts.scheme not in ("http", "https") or not parts.hostname or odd or not port_is_fine:
-            raise ValueError(wanted)
-        if "@" in parts.netloc or parts.query or parts.fragment:
+        if "@" in value.split("/")[2] or re.search("[?#]", value) or parts.username:
             raise ValueError(
                 "must hold no user, password or ?query; endpoint.api_key_env is for the key"
             )

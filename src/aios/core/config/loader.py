@@ -32,6 +32,8 @@ _PREFIX = "AIOS_"
 _OFFLINE = ("model", "offline")
 _STRATEGY = ("seal", "strategy")
 _NUM_EDITS = ("seal", "num_edits_per_passage")
+# Where a password or a key may have been typed by mistake: a refused value is not repeated.
+_MAY_BE_SECRET = {("endpoint", "url"), ("endpoint", "api_key_env"), ("endpoint", "extra_body")}
 _TRUE = {"1", "true", "yes", "on"}
 _FALSE = {"", "0", "false", "no", "off"}
 
@@ -350,7 +352,8 @@ def _problem(layers: _Layers, path: KeyPath, detail: Any) -> str:
         return f"{dotted} ({where}): {reason or detail['msg']}"
     allowed = f"must be {key.allowed}" if key is not None else ""
     hint = f" ({keys.LENGTHS})" if path == ("seal", "max_length") else ""
-    return f"{dotted} = {_shown(given.value)} ({given.source}): {reason or allowed}{hint}"
+    value = "…" if path in _MAY_BE_SECRET else _shown(given.value)
+    return f"{dotted} = {value} ({given.source}): {reason or allowed}{hint}"
 
 
 def _shown(value: Any) -> str:

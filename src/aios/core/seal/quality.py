@@ -99,7 +99,7 @@ class QualityFilter:
             smaller = replace(edit, items=tuple(item for item, _ in left))
             verdict = self._judge_edit(edit, smaller, dropped)
             if verdict is not None:
-                drops.append(_drop(edit, edit.text, verdict))
+                drops.append(_drop(edit, edit.text or edit.completion, verdict))
                 continue
             similarity, verdict = known.compare(smaller.items)
             if verdict is not None and self._settings.enable_deduplication:
