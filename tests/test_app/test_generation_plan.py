@@ -9,7 +9,7 @@ import pytest
 from aios.app.generation_plan import PROBED, EarlyEstimate, describe_estimate, plan_generation
 from aios.core.seal.self_edit_generator import PassageEdits
 from aios.core.types import Passage
-from tests.test_app.test_generate import make_config, write_passages
+from tests.test_app.scripted_jobs import make_config, write_passages
 
 
 def result(seconds: float, *, cached: int = 0, tokens: int = 10) -> PassageEdits:

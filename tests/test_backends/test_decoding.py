@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -10,6 +12,8 @@ from torch import Tensor
 from transformers import (
     Gemma2Config,
     Gemma2ForCausalLM,
+    Lfm2Config,
+    Lfm2ForCausalLM,
     LlamaConfig,
     LlamaForCausalLM,
     MambaConfig,
@@ -20,10 +24,10 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
-from aios.backends.decoding import Decoder, Prompt
+from aios.backends.decoding import Decoder, Prompt, check_decodable
 from aios.core.errors import ModelError
 
-SIZES = {
+SIZES: dict[str, Any] = {
     "vocab_size": 90,
     "hidden_size": 48,
     "intermediate_size": 64,
@@ -34,7 +38,7 @@ SIZES = {
     "max_position_embeddings": 400,
     "initializer_range": 0.3,
 }
-KINDS = {
+KINDS: dict[str, Callable[[], Any]] = {
     "llama": lambda: LlamaForCausalLM(LlamaConfig(**SIZES)),
     "all heads": lambda: LlamaForCausalLM(LlamaConfig(**{**SIZES, "num_key_value_heads": 6})),
     "qwen3": lambda: Qwen3ForCausalLM(Qwen3Config(**SIZES)),
@@ -45,10 +49,9 @@ KINDS = {
 }
 
 
-def build(kind: str = "llama") -> torch.nn.Module:
+def build(kind: str = "llama") -> Any:
     torch.manual_seed(0)
-    model: torch.nn.Module = KINDS[kind]().eval()
-    return model
+    return KINDS[kind]().eval()
 
 
 def tokens(count: int, seed: int = 0) -> list[int]:
@@ -56,7 +59,7 @@ def tokens(count: int, seed: int = 0) -> list[int]:
 
 
 @torch.inference_mode()
-def expected(model: torch.nn.Module, ids: list[int]) -> Tensor:
+def expected(model: Any, ids: list[int]) -> Tensor:
     logits: Tensor = model(torch.tensor([ids]), use_cache=False).logits[0, -1]
     return logits
 
@@ -163,6 +166,19 @@ def test_a_model_with_another_state_than_attention_is_refused() -> None:
     small = MambaConfig(vocab_size=90, hidden_size=16, state_size=4, num_hidden_layers=1)
     with pytest.raises(ModelError, match="'mamba' cannot write here"):
         Decoder(MambaForCausalLM(small), 4).read([1, 2], rows=1)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_models_that_are_decoded_rightly_pass_the_check(kind: str) -> None:
+    check_decodable(build(kind))
+    check_decodable(build(kind).to(torch.bfloat16))
+
+
+def test_a_model_with_a_state_beside_its_attention_does_not_pass() -> None:
+    settings = {**SIZES, "layer_types": ["conv", "full_attention"]}
+    settings.pop("head_dim")
+    with pytest.raises(ModelError, match="'lfm2' cannot write here: they keep another state"):
+        check_decodable(Lfm2ForCausalLM(Lfm2Config(**settings)).eval())
 
 
 @torch.inference_mode()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -34,7 +35,7 @@ def drawn_counts(row: Tensor, times: int, temperature: float, top_p: float) -> T
     return torch.bincount(torch.tensor([d.token for d in draws]), minlength=SIZE).double()
 
 
-def _as(temperature: float, top_p: float) -> dict[str, float]:
+def _as(temperature: float, top_p: float) -> dict[str, Any]:
     return {"temperature": temperature, "top_p": top_p}
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from aios.app.composition import Run, build_generator, cache_in_use
 from aios.app.edit_journal import generation_fingerprint, journalled_edits
-from aios.app.generate import read_input
+from aios.app.generation_plan import read_input
 from aios.core.config.recipes import ResolvedRecipe
 from aios.core.config.schemas import Config
 from aios.core.data.probes import Probe

@@ -19,7 +19,7 @@ from aios.app.composition import (
     started_run,
 )
 from aios.app.edit_journal import file_digest, generation_fingerprint, journalled_edits
-from aios.app.generate import check_input
+from aios.app.generation_plan import check_input
 from aios.app.model_card import render_model_card
 from aios.app.models import load_model, load_trainer
 from aios.core.config.feature_flags import is_enabled

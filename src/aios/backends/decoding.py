@@ -34,6 +34,8 @@ from aios.core.errors import ModelError
 _NAME = "aios_incremental"
 _ROWS = 16
 _LENGTHS = 64
+_EXACT = 1e-3  # largest difference relative to the largest logit, in float32
+_COARSE = 5e-2  # the same in half precision
 _QUERIES = 256  # prompt tokens whose attention is computed at once: bounds the scores' memory
 
 
@@ -141,11 +143,7 @@ class Decoder:
 
     def __init__(self, model: Any, rows: int) -> None:
         if not getattr(model, "_supports_attention_backend", False):
-            kind = getattr(model.config, "model_type", type(model).__name__)
-            raise ModelError(
-                f"models of type {kind!r} cannot write here: they bring an attention of their own",
-                "use a model of another type, such as Llama, Qwen, Mistral or SmolLM",
-            )
+            raise _unsupported(model, "they bring an attention of their own")
         self._model = model
         self._device: torch.device = model.device
         self._prompt_store = _Store(4, _LENGTHS)
@@ -225,11 +223,7 @@ class Decoder:
                 incremental=state,
             )
         if not state.used:
-            kind = getattr(self._model.config, "model_type", type(self._model).__name__)
-            raise ModelError(
-                f"models of type {kind!r} cannot write here: their attention is not transformers'",
-                "use a model of another type, such as Llama, Qwen, Mistral or SmolLM",
-            )
+            raise _unsupported(self._model, "their attention is not transformers'")
         logits: Tensor = out.logits
         return logits
 
@@ -255,6 +249,41 @@ class Decoder:
             if prompt.slot != target:
                 prompt.slot, self._layout = target, None
         self.prompts = keep
+
+
+@torch.inference_mode()
+def check_decodable(model: Any) -> None:
+    """Compares a few decoded tokens with the model's own forward pass.
+
+    A model may keep more than the keys and values that we keep (a convolution's state, say), which
+    nothing but the numbers shows. One whose logits are not finite passes: who writes is told.
+
+    Raises:
+        ModelError: The logits are others, or the attention is not transformers' own.
+    """
+    vocabulary = model.get_input_embeddings().num_embeddings
+    tokens = [17 * i % vocabulary for i in range(1, 10)]
+    ids = torch.tensor([tokens], device=model.device)
+    expected = model(input_ids=ids, use_cache=False).logits[0, -1].float()
+    if not bool(torch.isfinite(expected).all()):
+        return
+    decoder = Decoder(model, 1)
+    prompt, logits = decoder.read(tokens[:5], rows=1)
+    decoder.open(prompt)
+    for token in tokens[5:]:
+        logits = decoder.step([token])[0]
+    tolerance = _EXACT if logits.dtype == torch.float32 else _COARSE
+    difference = (logits.float() - expected).abs().max()
+    if not bool(difference <= tolerance * expected.abs().max()):
+        raise _unsupported(model, "they keep another state than that of attention")
+
+
+def _unsupported(model: Any, reason: str) -> ModelError:
+    kind = getattr(model.config, "model_type", type(model).__name__)
+    return ModelError(
+        f"models of type {kind!r} cannot write here: {reason}",
+        "use a model of another type, such as Llama, Qwen, Mistral or SmolLM",
+    )
 
 
 @dataclass(slots=True)

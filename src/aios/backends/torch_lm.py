@@ -23,6 +23,7 @@ from transformers.utils import logging
 
 from aios.backends.batching import ContinuousBatch
 from aios.backends.chunked_loss import token_logprobs
+from aios.backends.decoding import check_decodable
 from aios.backends.devices import choose_device, choose_dtype, memory_errors, prepare_cpu
 from aios.backends.encoding import Encoded, Row, encode, fill_rows, pack
 from aios.backends.models import ModelSource
@@ -43,11 +44,13 @@ class _Weights:
         module: The transformers model, or the PeftModel around it while it has adapters.
         row_tokens: Most tokens of a packed row; None until the model has been examined.
         named: Adapters named so far.
+        decodable: Whether the model has been found to write as it should.
     """
 
     module: Any
     row_tokens: int | None = None
     named: int = 0
+    decodable: bool = False
 
 
 class TorchLM:
@@ -205,6 +208,10 @@ class TorchLM:
         self, requests: Iterable[GenerationRequest], *, width: int | None = None
     ) -> Iterator[Generated]:
         """Writes completions as there is room; see `core.protocols.LanguageModel.stream`."""
+        if not self._weights.decodable:
+            with self._generating() as model:
+                check_decodable(model)
+            self._weights.decodable = True
         batch = ContinuousBatch(
             self.tokenizer,
             self._generating,
@@ -212,7 +219,7 @@ class TorchLM:
             context_length=self.context_length,
             end_tokens=self._end_tokens(),
         )
-        return batch.run(requests)
+        yield from batch.run(requests)
 
     def generate(self, requests: Sequence[GenerationRequest]) -> list[list[Completion]]:
         """Writes completions; see `core.protocols.LanguageModel.generate`."""

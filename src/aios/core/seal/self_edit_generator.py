@@ -331,7 +331,7 @@ class SelfEditGenerator:
     def _parse(
         self, passage: Passage, part: MixPart, number: int, completion: Completion
     ) -> SelfEdit:
-        items = part.strategy.parse_output(
+        items: Any = part.strategy.parse_output(  # maybe another package's
             completion.text, passage, finish_reason=completion.finish_reason
         )
         if not isinstance(items, (list, tuple)) or not all(isinstance(i, str) for i in items):
