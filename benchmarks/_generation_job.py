@@ -78,7 +78,10 @@ class Tally:
 class Contestant(Protocol):
     """One way of writing a job's completions."""
 
-    name: str
+    @property
+    def name(self) -> str:
+        """Its name in the tables."""
+        ...
 
     @property
     def settings(self) -> dict[str, Any]:

@@ -40,10 +40,11 @@ class TransformersGenerate:
         self._tokenizer = AutoTokenizer.from_pretrained(
             folder, local_files_only=True, padding_side="left"
         )
-        logging.disable_progress_bar()
+        logging.disable_progress_bar()  # type: ignore[no-untyped-call]
         self._model: Any = AutoModelForCausalLM.from_pretrained(
             folder, local_files_only=True, dtype=getattr(torch, dtype)
-        ).eval()
+        )
+        self._model.eval()
         end = self._model.generation_config.eos_token_id
         self._end = torch.tensor(end if isinstance(end, list) else [end])
 

@@ -235,8 +235,8 @@ def observed(model: Any) -> Iterator[Observed]:
 
     AttentionInterface.register(decoding._NAME, functools.partial(timed, ATTENTION, attention))
     functional.linear = our_linear  # type: ignore[assignment]
-    Decoder.step, Decoder.read = our_step, our_read  # type: ignore[method-assign]
-    Sampler.draw = our_draw  # type: ignore[method-assign]
+    Decoder.step, Decoder.read = our_step, our_read  # type: ignore[method-assign, assignment]
+    Sampler.draw = our_draw  # type: ignore[method-assign, assignment]
     clock.enter(LOOP_REST)
     try:
         yield seen

@@ -267,8 +267,8 @@ def speeds(report: Report, tallies: Mapping[str, Sequence[Tally]]) -> None:
             if name != OURS:
                 suffix = "" if metric == "generated tokens" else f" ({metric})"
                 report.ratios[f"{OURS}/{name}{suffix}"] = ratios_of(samples[OURS], each)
-    for name, each in tallies.items():
-        means = [tally.tokens / tally.completions for tally in each]
+    for name, done in tallies.items():
+        means = [tally.tokens / tally.completions for tally in done]
         report.add(name, "length of a completion", "tokens", means)
 
 

@@ -4,8 +4,8 @@ Takes ``experiments/labelled_completions.jsonl`` (real completions of the bundle
 labelled; the rules of labelling are beside it) and the passages they were written from; prints
 tables and writes ``results/quality_filter.json``. Bad is what the filter should drop, so precision
 is the share of bad among the items dropped, and recall the share of the bad items that are
-dropped. The passages are in two halves: limits were set on the tuning half alone, and the reporting half
-is shown by default.
+dropped. The passages are in two halves: limits were set on the tuning half alone, and the
+reporting half is shown by default.
 
     python benchmarks/quality_filter.py [--half tuning|reporting] [--no-loss]
 """
@@ -35,7 +35,7 @@ from aios.core.protocols import LanguageModel
 from aios.core.seal.quality import FilterSettings, QualityFilter
 from aios.core.seal.quality_duplicates import CorpusDuplicates
 from aios.core.seal.strategies import get_strategy
-from aios.core.types import Passage, SamplingParams, SelfEdit
+from aios.core.types import Passage, SamplingParams, ScoreRequest, SelfEdit
 
 sys.path.insert(0, str(Path(__file__).parent))
 from _results import print_table, write_results
@@ -46,6 +46,7 @@ PASSAGES = ROOT / "examples" / "passages.jsonl"
 RESAMPLES = 10_000
 CORPUS_SIZES = (2_500, 5_000, 10_000)
 CORPUS_WORDS = 100
+QUESTIONS_A_PASSAGE = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,6 +166,41 @@ def rows_of(items: Sequence[Item]) -> Iterator[dict[str, Any]]:
         yield row(f"reason {reason}", "precision", some, lambda item: item.is_bad)
 
 
+def written_by_people(model: LanguageModel) -> Iterator[dict[str, Any]]:
+    """Losses of good text: questions about the tuning passages, as if the model had asked them."""
+    halves = {
+        row["passage_id"]: row["half"]
+        for row in map(json.loads, LABELLED.read_text(encoding="utf-8").splitlines())
+    }
+    strategy = get_strategy("self-qa")
+    requests = []
+    for passage in load_passages().values():
+        if halves[passage.id] == "tuning":
+            prompt = strategy.prompt_text(model, passage)
+            for question in passage.questions[:QUESTIONS_A_PASSAGE]:
+                asked, answered = f"Question 1: {question.question}", question.answers[0]
+                requests.append(ScoreRequest(prompt, asked))
+                requests.append(ScoreRequest(f"{prompt}{asked}\n", f"Answer 1: {answered}"))
+    scores = model.score(requests)
+    losses = []
+    for (first, second), pair in zip(
+        zip(scores[::2], scores[1::2], strict=True),
+        zip(requests[::2], requests[1::2], strict=True),
+        strict=True,
+    ):
+        lengths = [len(request.continuation) for request in pair]
+        losses.append((first.loss * lengths[0] + second.loss * lengths[1]) / sum(lengths))
+    spread = {"median": float(np.median(losses)), "min": min(losses), "max": max(losses)}
+    rounded = {name: round(value, 3) for name, value in spread.items()}
+    yield {
+        "name": "pairs written by people",
+        "metric": "loss",
+        "unit": "nats/token",
+        **rounded,
+        "n": len(losses),
+    }
+
+
 def default_rows(model: LanguageModel) -> Iterator[dict[str, Any]]:
     """What is dropped with the default settings and strategy, over all passages."""
     passages = list(load_passages().values())
@@ -242,7 +278,7 @@ def main() -> None:
     settings = FilterSettings(max_loss=None if options.no_loss else FilterSettings().max_loss)
     rows = list(rows_of(filter_labelled(options.half, QualityFilter(settings, model.count_tokens))))
     if options.half == "tuning" or options.no_loss:
-        print_table(rows)
+        print_table([*rows, *(written_by_people(model) if options.half == "tuning" else ())])
         return
     rows += [*default_rows(model), *corpus_rows()]
     print_table(rows)

@@ -763,3 +763,25 @@ def test_the_end_of_a_run_is_recorded_however_it_ends(
     assert (end.status, end.summary) == (status, summary)
     counts = Counter(type(e).__name__ for _, e in read_events(last_run(config) / "events.jsonl"))
     assert counts["RunStarted"] == counts["RunFinished"] == 1
+
+
+def test_edits_that_repeat_an_earlier_passage_are_dropped_where_asked(
+    tmp_path: Path, output: Path
+) -> None:
+    data = tmp_path / "twice.jsonl"
+    row = {"text": "The mill at Orvane was built in 1871. It turns twelve heavy stones."}
+    data.write_text("".join(json.dumps({**row, "id": name}) + "\n" for name in ("a", "b")))
+    for across, kept in (("passage", 2), ("file", 1)):
+        seal = {"strategy": "implications", "num_edits_per_passage": 1, "min_length": 1}
+        model = ScriptedModel({"Orvane": ["1. The mill at Orvane turns twelve heavy stones."]})
+        report = generate_edits(
+            make_config(tmp_path, seal={**seal, "deduplicate_across": across}),
+            data,
+            output,
+            resume="never",
+            model=model,
+        )
+        assert report.edits == kept
+        assert report.dropped.get("duplicate", 0) == 2 - kept
+        assert report.telemetry is not None
+        assert report.telemetry.dropped_by_reason.get("duplicate", 0) == 2 - kept

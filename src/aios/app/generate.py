@@ -6,12 +6,14 @@ import re
 import time
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 from typing import BinaryIO, Literal
 
 from aios.app.composition import (
+    build_corpus_duplicates,
+    build_embedder,
     build_generator,
     cache_in_use,
     check_strategy,
@@ -35,9 +37,11 @@ from aios.core.data.rejects import Reject
 from aios.core.data.writers import EditWriter, open_writer, write_rejects
 from aios.core.errors import UsageError
 from aios.core.estimates import Estimate
-from aios.core.events import Notice, StageFinished, StageProgress, StageStarted
+from aios.core.events import Dropped, Notice, StageFinished, StageProgress, StageStarted
 from aios.core.files import atomic_writer, encode_json, guarded
 from aios.core.protocols import Emit, LanguageModel, ShouldStop, ignore, never
+from aios.core.seal.quality import drop_repeats
+from aios.core.seal.quality_duplicates import CorpusDuplicates
 from aios.core.seal.self_edit_generator import PassageEdits
 from aios.core.telemetry import TelemetrySummary
 from aios.core.types import Failure
@@ -200,8 +204,12 @@ def generate_edits(
                 journalled = JournalledEdits(generator, journal, watch.should_stop, watch.emit)
                 watch.emit(StageStarted("generate", total, "passages"))
                 early = EarlyEstimate(total, generator.num_edits, time.monotonic() - began)
+                results = journalled.run(passages)
+                corpus = build_corpus_duplicates(config, build_embedder(config, model))
+                if corpus is not None:
+                    results = _without_repeats(results, corpus, watch.emit)
                 with atomic_writer(dropped_path(output)) as dropped, writer as out:
-                    tally = _write_edits(watch.emit, journalled.run(passages), out, dropped, early)
+                    tally = _write_edits(watch.emit, results, out, dropped, early)
                 rejects_path = _list_rejects(output, rejects)
                 journal.discard()
         seconds = time.monotonic() - began
@@ -222,6 +230,17 @@ def _rejects_path(output: Path) -> Path:
 
 def _journal_path(output: Path) -> Path:
     return output.with_name(f".{output.name}.journal")
+
+
+def _without_repeats(
+    results: Iterator[tuple[PassageEdits, bool]], corpus: CorpusDuplicates, emit: Emit
+) -> Iterator[tuple[PassageEdits, bool]]:
+    """The same without edits that repeat one of an earlier passage."""
+    for result, reused in results:
+        kept, drops = drop_repeats(result.kept, corpus)
+        for drop in drops:
+            emit(Dropped(drop.passage_id, drop.strategy, drop.index, drop.reason, drop.detail))
+        yield replace(result, kept=kept, drops=(*result.drops, *drops)), reused
 
 
 def _write_edits(

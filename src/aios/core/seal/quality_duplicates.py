@@ -129,8 +129,8 @@ class _Entry:
 class CorpusDuplicates:
     """The edits of a whole file, taken in order, to find those that repeat an earlier one.
 
-    Memory grows by about 1.5 kB and 8 bytes a word for each edit kept, with embeddings by 5 kB
-    more (`benchmarks/quality_filter.py` measures it); nothing of the texts is kept.
+    Memory grows by about 2 kB and 8 bytes a word for each edit kept, with embeddings by 4 kB more
+    (measured by ``benchmarks/quality_filter.py``); nothing of the texts is kept.
 
     Args:
         threshold: Jaccard similarity from which two are near duplicates.
