@@ -202,10 +202,10 @@ def written_by_people(model: LanguageModel) -> Iterator[dict[str, Any]]:
 
 
 def default_rows(model: LanguageModel) -> Iterator[dict[str, Any]]:
-    """What is dropped with the default settings and strategy, over all passages."""
+    """What is dropped with the default settings and strategy: one candidate for each passage."""
     passages = list(load_passages().values())
     strategy = get_strategy("cloze")
-    seeds = [(0, 1)] * len(passages)
+    seeds = [(0,)] * len(passages)
     completions = strategy.generate(model, passages, seeds, SamplingParams())
     quality = QualityFilter(FilterSettings(), model.count_tokens)
     items = []

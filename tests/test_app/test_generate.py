@@ -769,8 +769,9 @@ def test_edits_that_repeat_an_earlier_passage_are_dropped_where_asked(
     tmp_path: Path, output: Path
 ) -> None:
     data = tmp_path / "twice.jsonl"
-    row = {"text": "The mill at Orvane was built in 1871. It turns twelve heavy stones."}
-    data.write_text("".join(json.dumps({**row, "id": name}) + "\n" for name in ("a", "b")))
+    text = "The mill at Orvane was built in 1871. It turns {} heavy stones."
+    rows = [{"id": n, "text": text.format(n)} for n in ("twelve", "nine or twelve")]
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
     for across, kept in (("passage", 2), ("file", 1)):
         seal = {"strategy": "implications", "num_edits_per_passage": 1, "min_length": 1}
         model = ScriptedModel({"Orvane": ["1. The mill at Orvane turns twelve heavy stones."]})
