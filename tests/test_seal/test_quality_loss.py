@@ -78,8 +78,8 @@ def test_the_loss_of_an_item_is_that_of_its_lines_by_length() -> None:
 
 @pytest.mark.parametrize(
     "losses",
-    [(), (1.0,), (math.nan, math.nan), (math.inf, math.nan)],
-    ids=["none", "too few", "not a number", "infinite"],
+    [(), (1.0,), (math.nan, math.nan), (math.inf, math.nan), (0.0, 0.0)],
+    ids=["none", "too few", "not a number", "infinite", "no tokens"],
 )
 def test_an_unknown_loss_is_none(losses: Sequence[float]) -> None:
     assert item_loss("Otrar has a wall.", "Otrar has a wall.\n", losses) is None

@@ -486,7 +486,7 @@ def test_a_plug_in_that_cannot_read_an_answer_fails_that_passage_and_is_named() 
     assert [len(result.kept) for result in results] == [2, 0, 2, 2]
     failure = results[1].failure
     assert failure is not None
-    assert (failure.boundary, failure.subject, failure.retryable) == ("parse", "p1", False)
+    assert (failure.boundary, failure.subject, failure.retryable) == ("parse", "p1", True)
     assert f"{__name__}.Unreadable.parse_output" in failure.error
     assert "'letters' of another package" in failure.error
     assert "KeyError: 'answer'" in failure.error

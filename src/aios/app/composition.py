@@ -156,6 +156,7 @@ def build_generator(
         top_p=seal.top_p,
         cache=cache,
         filter_settings=filter_settings(config),
+        embedder=build_embedder(config, model),
         prompts=build_prompts(config),
         batch_size=seal.batch_size,
         deadline_seconds=seal.max_generation_time,

@@ -56,7 +56,8 @@ def item_loss(item: str, completion: str, line_losses: Sequence[float]) -> float
     Args:
         item: A training text, as a parser gave it.
         completion: What the model wrote.
-        line_losses: Mean loss of each line of the completion; NaN for a line without tokens.
+        line_losses: Mean loss of each line of the completion; 0 or NaN for a line in which no
+            token begins.
 
     Returns:
         The mean, each line weighted by its length in characters.
@@ -67,7 +68,7 @@ def item_loss(item: str, completion: str, line_losses: Sequence[float]) -> float
     known = [
         (line_losses[number], len(lines[number].strip()))
         for number in lines_of_item(item, completion)
-        if math.isfinite(line_losses[number])
+        if math.isfinite(line_losses[number]) and line_losses[number] > 0
     ]
     weight = sum(length for _, length in known)
     return sum(loss * length for loss, length in known) / weight if weight else None

@@ -16,6 +16,7 @@ import math
 import re
 from collections import Counter
 from collections.abc import Set as AbstractSet
+from functools import lru_cache
 from typing import NamedTuple
 
 from aios.core.seal.completion_text import normalise
@@ -183,8 +184,12 @@ def non_word_share(text: str, known: AbstractSet[str] = frozenset()) -> float:
     return sum(not _is_word(token, known) for token in tokens) / len(tokens)
 
 
+_normal_word = lru_cache(maxsize=1 << 13)(normalise)  # of words: most come again and again
+
+
 def _is_word(token: str, known: AbstractSet[str]) -> bool:
-    if normalise(token) in known:
+    plain = _normal_word(token) if len(token) <= 40 else normalise(token)
+    if plain in known:
         return True
     if sum(character.isalnum() for character in token) * 2 < len(token):
         return False

@@ -32,6 +32,7 @@ from aios.core.seal.edit_stream import (
 )
 from aios.core.seal.prompts import PromptBuilder
 from aios.core.seal.quality import FilterSettings, QualityFilter
+from aios.core.seal.quality_duplicates import Embedder
 from aios.core.seal.strategies import SelfEditStrategy, guarded_plug_in
 from aios.core.seal.strategy_mix import MixPart, describe_mix, resolve_mix
 from aios.core.types import Completion, Drop, Failure, Passage, SamplingParams, SelfEdit
@@ -104,6 +105,7 @@ class SelfEditGenerator:
         cache: A cache to use instead of `cache_dir`.
         top_p: Nucleus mass.
         filter_settings: The quality filter's settings.
+        embedder: Embeds texts, so that duplicates are found by meaning too; None: by words alone.
         prompts: Where prompts come from.
         batch_size: Passages that are written at the same time, at least 1.
         deadline_seconds: Time for one edit, its share where several are written at once.
@@ -129,6 +131,7 @@ class SelfEditGenerator:
         cache: SelfEditCache | None = None,
         top_p: float = 0.95,
         filter_settings: FilterSettings | None = None,
+        embedder: Embedder | None = None,
         prompts: PromptBuilder | None = None,
         batch_size: int = 4,
         deadline_seconds: float | None = 30.0,
@@ -156,7 +159,8 @@ class SelfEditGenerator:
         )
         self.sampling = SamplingParams(temperature, top_p, max_length)
         self.filter_settings = filter_settings or FilterSettings()
-        self.quality = QualityFilter(self.filter_settings, model.count_tokens)
+        self.finds_meanings = embedder is not None
+        self.quality = QualityFilter(self.filter_settings, model.count_tokens, embedder=embedder)
         if cache is None and cache_dir is not None:
             cache = SelfEditCache(Path(cache_dir), _DEFAULT_CACHE_BYTES)
         self.cache = cache
@@ -210,6 +214,8 @@ class SelfEditGenerator:
 
     def generate(self, passages: Iterable[Passage]) -> Iterator[PassageEdits]:
         """Self-edits of many passages, in order; a passage that is ready waits for its turn.
+
+        How many wait in memory is not bounded here, if one takes much longer than those after it.
 
         Raises:
             BackendError: The backend is dead: many passages failed one after the other.
@@ -307,7 +313,7 @@ class SelfEditGenerator:
                         self._parse(work.passage, part.part, n, c) for n, c in part.in_order()
                     ]
             except BackendError as error:
-                failure = failure or Failure("parse", work.passage.id, error.message, False)
+                failure = failure or Failure("parse", work.passage.id, error.message, True)
         filtered = self.quality.filter(work.passage, edits)
         result = PassageEdits(
             work.passage,
