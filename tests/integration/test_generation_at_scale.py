@@ -177,6 +177,7 @@ def _lines(path: Path) -> int:
         return 0
 
 
+@pytest.mark.slow
 def test_a_run_killed_three_times_ends_with_the_output_of_one_that_was_not(tmp_path: Path) -> None:
     torture = Torture(tmp_path, count=50, seed=5)
     torture.until_killed(3)
