@@ -6,8 +6,10 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
+from aios.core.data.probes import Probe
 from aios.core.events import Event
 from aios.core.streaming import Generated
+from aios.core.trials import Answered, TrialJob, TrialMetrics, TrialOutcome
 from aios.core.types import (
     AdapterRef,
     Completion,
@@ -135,6 +137,89 @@ class AdapterTrainer(Protocol):
 
     def detach(self, model: LanguageModel) -> None:
         """Frees what `attach` loaded."""
+        ...
+
+
+@runtime_checkable
+class TemporaryExpert(LanguageModel, Protocol):
+    """A model with a trained adapter that lives in memory only."""
+
+    def export(self, folder: Path) -> AdapterRef:
+        """Writes the adapter in PEFT layout.
+
+        Raises:
+            StorageError: The folder cannot be written.
+            UsageError: Its base is itself an expert, so the adapter alone would not be one.
+        """
+        ...
+
+    def release(self) -> None:
+        """Frees the adapter; the model cannot be used any more."""
+        ...
+
+
+@runtime_checkable
+class Executor(Protocol):
+    """Runs trials: in this process, in several, or on a cluster."""
+
+    def run(
+        self, jobs: Iterable[TrialJob], *, emit: Emit = ignore, should_stop: ShouldStop = never
+    ) -> Iterator[TrialOutcome]:
+        """Trains an adapter for each job and asks it the job's questions.
+
+        Jobs are pulled lazily, as there is room for them. What a job gives does not depend on
+        the others.
+
+        Yields:
+            One outcome a job, as each is ready. A trial that failed is an outcome with a
+            `Failure`, and stops no other.
+
+        Raises:
+            UsageError: A job cannot be run at all: no examples, dropout, an id that is used twice.
+            BackendError: Nothing more can be run; jobs without an outcome have failed.
+            RunInterrupted: `should_stop` said so.
+        """
+        ...
+
+    def baseline(
+        self,
+        questions: Sequence[Probe],
+        *,
+        write_answers: bool = False,
+        max_answer_tokens: int = 16,
+    ) -> list[Answered]:
+        """What the base model without an adapter makes of the questions, in order.
+
+        Each question is put to it once in the executor's life and kept.
+
+        Raises:
+            BackendError: Scoring or generation failed.
+        """
+        ...
+
+    def close(self) -> None:
+        """Ends workers and frees memory; may be called twice."""
+        ...
+
+
+@runtime_checkable
+class TrialBench(Executor, Protocol):
+    """An executor in this process, whose trained adapters can be kept and used."""
+
+    def train(
+        self, jobs: Iterable[TrialJob], *, emit: Emit = ignore, should_stop: ShouldStop = never
+    ) -> Iterator[tuple[TrialJob, TemporaryExpert, TrialMetrics] | TrialOutcome]:
+        """Trains an adapter for each job and keeps it; the job's questions are not asked.
+
+        Yields:
+            Job, expert and metrics, as each is ready; an outcome with a `Failure` for a job that
+            failed.
+
+        Raises:
+            UsageError: As `run`.
+            BackendError: As `run`.
+            RunInterrupted: As `run`.
+        """
         ...
 
 
