@@ -15,27 +15,33 @@ from torch import Tensor
 _CHUNK = 128
 
 
-class _SummedCrossEntropy(torch.autograd.Function):
+class _CrossEntropy(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, head: Tensor, labels: Tensor) -> Tensor:
+    def forward(
+        ctx: Any, hidden: Tensor, head: Tensor, labels: Tensor, weights: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
         gradient = torch.empty_like(hidden)
-        total = torch.zeros((), dtype=torch.float32, device=hidden.device)
+        exact = torch.promote_types(hidden.dtype, torch.float32)
+        losses = torch.empty(len(labels), dtype=exact, device=hidden.device)
         for start in range(0, hidden.shape[0], _CHUNK):
-            rows = hidden[start : start + _CHUNK]
-            targets = labels[start : start + _CHUNK, None]
-            logits = (rows @ head.T).float()
+            part = slice(start, start + _CHUNK)
+            targets = labels[part, None]
+            logits = (hidden[part] @ head.T).to(exact)
             normaliser = torch.logsumexp(logits, dim=-1, keepdim=True)
-            total += (normaliser - logits.gather(1, targets)).sum()
+            losses[part] = (normaliser - logits.gather(1, targets))[:, 0]
             probabilities = logits.sub_(normaliser).exp_()
             probabilities.scatter_add_(1, targets, torch.full_like(normaliser, -1.0))
-            gradient[start : start + _CHUNK] = probabilities.to(head.dtype) @ head
+            if weights is not None:
+                probabilities.mul_(weights[part, None])
+            gradient[part] = probabilities.to(head.dtype) @ head
         ctx.save_for_backward(gradient)
-        return total
+        ctx.mark_non_differentiable(losses)
+        return (losses if weights is None else losses * weights).sum(), losses
 
     @staticmethod
-    def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor, None, None]:
+    def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor, None, None, None]:
         (gradient,) = ctx.saved_tensors
-        return gradient * upstream[0].to(gradient.dtype), None, None
+        return gradient * upstream[0].to(gradient.dtype), None, None, None
 
 
 def summed_cross_entropy(hidden: Tensor, head: Tensor, labels: Tensor) -> Tensor:
@@ -47,10 +53,29 @@ def summed_cross_entropy(hidden: Tensor, head: Tensor, labels: Tensor) -> Tensor
         labels: The tokens to predict, ``[T]``, each in ``[0, V)``.
 
     Returns:
-        A float32 scalar (nats).
+        A scalar (nats), float32 at least.
     """
-    total: Tensor = _SummedCrossEntropy.apply(hidden, head, labels)
+    total: Tensor = _CrossEntropy.apply(hidden, head, labels, None)[0]
     return total
+
+
+def weighted_cross_entropy(
+    hidden: Tensor, head: Tensor, labels: Tensor, weights: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Weighted sum over tokens of the negative log-likelihood of `labels`.
+
+    Args:
+        hidden: Last hidden states, ``[T, d]``; gradients flow to it.
+        head: The frozen output embedding, ``[V, d]``; gets no gradient.
+        labels: The tokens to predict, ``[T]``, each in ``[0, V)``.
+        weights: ``[T]``.
+
+    Returns:
+        The sum, a scalar (nats), and each token's own loss without its weight, ``[T]``, which
+        carries no gradient; float32 at least.
+    """
+    total, losses = _CrossEntropy.apply(hidden, head, labels, weights)
+    return total, losses
 
 
 def token_logprobs(hidden: Tensor, head: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:

@@ -4,25 +4,30 @@ Takes the same `TrainingJob` as a real trainer and keeps the same promises: an e
 0 and then as often as asked, the best checkpoint kept, budgets, patience, stopping on request,
 and a resumed training that ends with the same numbers as an uninterrupted one. Each time a text
 is trained on, phrases in it are scored as likelier, less so each time. The adapter on disk has
-the PEFT layout, with the memory in the safetensors file's metadata.
+the PEFT layout (`scripted_adapter`).
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
-import random
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import Any
 
-import numpy as np
 import psutil
 
 from aios.backends.scripted import Memory, ScriptedModel
+from aios.backends.scripted_adapter import (
+    CONFIG_NAME,
+    WEIGHTS_NAME,
+    adapter_bytes,
+    batch_indices,
+    checked_lengths,
+    learn,
+    read_adapter,
+    write_adapter,
+)
 from aios.core.errors import (
     AdapterMismatchError,
     BackendError,
@@ -32,23 +37,18 @@ from aios.core.errors import (
     UsageError,
 )
 from aios.core.events import Evaluated, StageFinished, StageProgress, StageStarted
-from aios.core.files import atomic_write_bytes, atomic_write_json, guarded, read_json
+from aios.core.files import atomic_write_json, guarded, read_json
 from aios.core.protocols import Emit, LanguageModel, ShouldStop, ignore, never
-from aios.core.seeds import derive
 from aios.core.types import (
     AdapterRef,
     CurvePoint,
-    ScoreRequest,
     TrainExample,
     TrainingJob,
     TrainingResult,
     content_hash,
 )
 
-CONFIG_NAME = "adapter_config.json"
-WEIGHTS_NAME = "adapter_model.safetensors"
 STATE_NAME = "training_state.json"
-_METADATA_KEY = "scripted"
 
 
 @dataclass
@@ -156,7 +156,7 @@ class ScriptedTrainer:
                 f" ({self.model.digest[:12]}…)",
                 "use the base model that it was trained on, or train it again",
             )
-        memory, digest = _read_adapter(adapter.path / WEIGHTS_NAME)
+        memory, digest = read_adapter(adapter.path / WEIGHTS_NAME)
         if digest != adapter.digest:
             raise StorageError(
                 f"{adapter.path / WEIGHTS_NAME} is not the file that was trained",
@@ -171,22 +171,12 @@ class ScriptedTrainer:
 
     def _plan(self, job: TrainingJob) -> _Plan:
         """Lays out all steps: each epoch is a new order of the examples, by the job's seed."""
-        lengths = [self.model.count_tokens(example.text) for example in job.examples]
-        if not any(lengths):
-            raise BackendError("there is nothing to train on", "give at least one example")
-        limit = min(job.recipe.max_seq_len, self.model.context_length)
-        for example, length in zip(job.examples, lengths, strict=True):
-            if length > limit:
-                raise BackendError(
-                    f"a training text of passage {example.passage_id or '?'} has {length} tokens;"
-                    f" the limit is {limit}",
-                    "lower data.max_passage_tokens or raise training.max_seq_len",
-                )
+        lengths = checked_lengths(self.model, job.examples, job.recipe)
         per_epoch = math.ceil(len(lengths) / job.recipe.batch_size)
         batches: list[tuple[TrainExample, ...]] = []
         tokens: list[int] = []
         while not _spent(job, per_epoch, batches, tokens):
-            batch = _batch_indices(job, len(batches))
+            batch = batch_indices(job.seed, len(lengths), job.recipe.batch_size, len(batches))
             batches.append(tuple(job.examples[i] for i in batch))
             tokens.append((tokens[-1] if tokens else 0) + sum(lengths[i] for i in batch))
         return _Plan(
@@ -201,11 +191,9 @@ class ScriptedTrainer:
             raise BackendError(f"the script says to fail at step {state.step + 1}")
         started = self._clock()
         for example in batch:
-            text = _loss_text(example)
-            if text.split():
-                score = self._with(state).score([ScoreRequest("", text)])[0]
+            score = learn(self.model, state.seen, example)
+            if score is not None:
                 state.losses.append(score.loss)
-                state.seen[text] = state.seen.get(text, 0) + 1
         state.step += 1
         state.seconds += self._clock() - started
 
@@ -236,28 +224,8 @@ class ScriptedTrainer:
 
     def _write_adapter(self, job: TrainingJob, state: _State) -> AdapterRef:
         """The best checkpoint as a PEFT folder."""
-        from safetensors.numpy import save
-
-        rank = job.recipe.rank
-        noise = np.random.default_rng(derive(job.seed, "lora_A")).standard_normal((rank, 1))
-        tensors = {
-            "base_model.model.scripted.lora_A.weight": noise.astype(np.float32),
-            "base_model.model.scripted.lora_B.weight": np.zeros((1, rank), np.float32),
-        }
-        memory = json.dumps(state.best_seen, sort_keys=True)
-        data = save(tensors, metadata={_METADATA_KEY: memory})
-        config = {
-            "peft_type": "LORA",
-            "task_type": "CAUSAL_LM",
-            "base_model_name_or_path": self.model.name,
-            "r": rank,
-            "lora_alpha": job.recipe.alpha,
-            "lora_dropout": job.recipe.dropout,
-            "target_modules": ["scripted"],
-        }
-        atomic_write_json(job.output_dir / CONFIG_NAME, config)
-        atomic_write_bytes(job.output_dir / WEIGHTS_NAME, data)
-        return AdapterRef(job.output_dir, hashlib.sha256(data).hexdigest(), self.model.digest)
+        data = adapter_bytes(state.best_seen, job.recipe, job.seed)
+        return write_adapter(job.output_dir, self.model, data, job.recipe)
 
     def _start_over(self, job: TrainingJob) -> _State:
         with guarded("empty", job.output_dir):
@@ -290,29 +258,6 @@ class ScriptedTrainer:
         return _State(**values)
 
 
-def _read_adapter(path: Path) -> tuple[Memory, str]:
-    """Memory and SHA-256 of an adapter file."""
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        digest = hashlib.sha256(path.read_bytes()).hexdigest()
-        with safe_open(path, framework="np") as file:
-            memory = json.loads((file.metadata() or {})[_METADATA_KEY])
-        return Memory({str(text): int(times) for text, times in memory.items()}), digest
-    except (OSError, SafetensorError, ValueError, KeyError, AttributeError, TypeError) as error:
-        raise StorageError(
-            f"the adapter {path} cannot be read: {error}",
-            "train the expert again, or restore the file from a copy",
-        ) from error
-
-
-def _loss_text(example: TrainExample) -> str:
-    """The parts that carry loss; the whole text for question-answer pairs, which need both."""
-    if "answer:" in example.text.lower():
-        return example.text
-    return " ".join(example.text[start:end] for start, end in example.loss_spans)
-
-
 def _spent(
     job: TrainingJob, per_epoch: int, batches: Sequence[object], tokens: Sequence[int]
 ) -> bool:
@@ -321,15 +266,6 @@ def _spent(
         return len(batches) >= per_epoch * job.recipe.epochs
     by_tokens = job.max_tokens is not None and bool(tokens) and tokens[-1] >= job.max_tokens
     return by_tokens or (job.max_steps is not None and len(batches) >= job.max_steps)
-
-
-def _batch_indices(job: TrainingJob, step: int) -> list[int]:
-    """The examples of a step (counted from 0)."""
-    size = job.recipe.batch_size
-    epoch, position = divmod(step, math.ceil(len(job.examples) / size))
-    order = list(range(len(job.examples)))
-    random.Random(derive(job.seed, "order", epoch)).shuffle(order)
-    return order[position * size : (position + 1) * size]
 
 
 def _evaluation_steps(job: TrainingJob, per_epoch: int, tokens: Sequence[int]) -> frozenset[int]:

@@ -217,7 +217,7 @@ class TorchLM:
             self._generating,
             width=width or _WIDTH,
             context_length=self.context_length,
-            end_tokens=self._end_tokens(),
+            end_tokens=self.end_tokens(),
         )
         yield from batch.run(requests)
 
@@ -295,7 +295,8 @@ class TorchLM:
             model.set_adapter(self._adapter)
             yield model.get_base_model()
 
-    def _end_tokens(self) -> frozenset[int]:
+    def end_tokens(self) -> frozenset[int]:
+        """Tokens that end a completion."""
         found: set[int] = set()
         for holder in (getattr(self.model, "generation_config", None), self.tokenizer):
             value = getattr(holder, "eos_token_id", None)
