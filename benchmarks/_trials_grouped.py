@@ -9,18 +9,20 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from _trials_data import Candidate, Lesson, all_candidates
 from _trials_job import (
     BASELINE,
-    SCORING,
     TRAINING,
     Task,
     Trial,
     Turn,
     answer_gains,
     even,
-    peak_memory,
+    wait_for,
 )
+from _trials_memory import peak_memory, start_watch
+from torch.nn import functional
 
 from aios.backends.devices import choose_device
 from aios.backends.models import resolve_model
@@ -29,6 +31,8 @@ from aios.backends.trial_bench import TorchTrialBench
 from aios.core.seal import racing
 from aios.core.trials import Answered, TrialJob, TrialOutcome
 from aios.core.types import TrainExample
+
+_REPEATS = 5
 
 
 class GroupedTrials:
@@ -70,15 +74,17 @@ class GroupedTrials:
         }
 
     def load(self) -> None:
-        model = TorchLM.load(
+        self._model = TorchLM.load(
             resolve_model(self._name),
             device=str(self._device),
             dtype=self._dtype,
             threads=self._threads,
         )
-        self._bench = TorchTrialBench(model, groups=self._groups)
+        start_watch(self._device)
 
     def warm_up(self, task: Task) -> None:
+        """A new bench, so that no question is known from an earlier round."""
+        self._bench = TorchTrialBench(self._model, groups=self._groups)
         lesson = task.lessons[0]
         jobs = [self._job(lesson, c, task, max_steps=1) for c in lesson.candidates]
         self._bench.baseline(jobs[0].questions[:1])
@@ -90,14 +96,38 @@ class GroupedTrials:
         began = time.perf_counter()
         questions = [probe for lesson in task.lessons for probe in lesson.questions]
         before = {a.probe_id: _mean(a) for a in self._bench.baseline(questions)}
-        turn.seconds[BASELINE] = time.perf_counter() - began
+        turn.add(BASELINE, time.perf_counter() - began)
         if self._race:
             self._run_race(task, before, turn)
         else:
             self._run_all(task, before, turn)
         turn.wall = time.perf_counter() - began
-        turn.seconds[SCORING] = turn.wall - turn.seconds[BASELINE] - turn.seconds[TRAINING]
+        self._bench.close()
         return turn
+
+    def own_products(self, rows: int) -> float:
+        """Operations per second of the model's linear layers alone, forward and back, in order."""
+        weights = [
+            module.weight
+            for module in self._model.model.get_decoder().modules()
+            if isinstance(module, torch.nn.Linear)
+        ]
+        inputs, outputs = (
+            {n: weights[0].new_ones(rows, n) for n in {int(w.shape[side]) for w in weights}}
+            for side in (1, 0)
+        )
+        times = []
+        with torch.inference_mode():
+            for _ in range(_REPEATS):
+                wait_for(self._device)
+                began = time.perf_counter()
+                for weight in weights:
+                    functional.linear(inputs[int(weight.shape[1])], weight)
+                for weight in reversed(weights):
+                    outputs[int(weight.shape[0])] @ weight
+                wait_for(self._device)
+                times.append(time.perf_counter() - began)
+        return 4 * rows * sum(weight.numel() for weight in weights) / min(times)
 
     def memory(self) -> int:
         return peak_memory(self._device)
@@ -109,24 +139,22 @@ class GroupedTrials:
             lesson = passages[outcome.job_id]
             turn.trials.append(_trial(outcome.job_id, lesson.passage_id, before, outcome))
             _count(turn, outcome)
-        if turn.tokens != sum(
-            task.recipe.epochs * c.tokens for _, c in all_candidates(task.lessons)
-        ):
+        if turn.tokens != round(len(jobs) * task.mean_tokens):
             raise RuntimeError("the engine has not trained on all tokens of all candidates")
 
     def _run_race(self, task: Task, before: dict[str, float], turn: Turn) -> None:
         def value(job: TrialJob, outcome: TrialOutcome) -> float:
-            trial = _trial(job.id, "", before, outcome)
+            candidate_id = job.id.partition("/repeat-")[0]
+            trial = _trial(candidate_id, passages[candidate_id], before, outcome)
+            turn.trials.append(trial)
             _count(turn, outcome)
             return answer_gains(trial, even(len(trial.after)))
 
-        passages = [(lesson.passage_id, _runners(lesson)) for lesson in task.lessons]
-        template = TrialJob(
-            "template", (), task.recipe, task.seed, trunk_layers=self._trunk_layers
-        )
+        passages = {c.id: lesson.passage_id for lesson, c in all_candidates(task.lessons)}
+        runners = [(lesson.passage_id, _runners(lesson)) for lesson in task.lessons]
+        template = TrialJob("template", (), task.recipe, task.seed, trunk_layers=self._trunk_layers)
         schedule = racing.RacingSchedule()
-        results = racing.race(passages, self._bench, schedule, value, template=template)
-        for result in results:
+        for result in racing.race(runners, self._bench, schedule, value, template=template):
             if result.chosen is None or result.failures:
                 raise RuntimeError(f"trials failed: {[f.error for f in result.failures]}")
             turn.chosen[result.passage_id] = result.chosen.id
@@ -160,10 +188,9 @@ def _count(turn: Turn, outcome: TrialOutcome) -> None:
     """Adds what a trial has trained and been asked."""
     metrics = _checked(outcome).metrics
     assert metrics is not None
-    turn.seconds[TRAINING] = turn.seconds.get(TRAINING, 0.0) + metrics.seconds
+    turn.add(TRAINING, metrics.seconds)
     turn.steps += metrics.steps
     turn.tokens += metrics.tokens
-    turn.asked += len(outcome.answers)
     turn.finished += 1
 
 

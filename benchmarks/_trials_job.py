@@ -7,8 +7,6 @@ the rounds and waits while others have their turn.
 from __future__ import annotations
 
 import multiprocessing
-import resource
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
@@ -19,7 +17,7 @@ from _trials_data import Lesson, all_candidates
 from aios.core.seeds import derive
 from aios.core.types import LoraRecipe
 
-TRAINING, SCORING, BASELINE = "training", "scoring", "baseline"
+TRAINING, BASELINE = "training", "baseline"
 _PATIENCE_SECONDS = 10
 
 
@@ -76,13 +74,12 @@ class Turn:
     """What a contestant has done in a round.
 
     Attributes:
-        seconds: By part: `TRAINING`, `SCORING` (with adapters), `BASELINE` (without).
-        wall: Seconds of everything.
+        seconds: By part: `TRAINING`, and `BASELINE`, scoring without adapters.
+        wall: Seconds of everything; the rest is setting up, and scoring with adapters.
         trials: What came of each, where it is known, in any order.
         finished: Trials done.
         steps: Optimiser steps.
         tokens: Real tokens trained on.
-        asked: Questions put to adapters.
         chosen: Candidate id by passage id, where the contestant itself has chosen.
     """
 
@@ -92,8 +89,16 @@ class Turn:
     finished: int = 0
     steps: int = 0
     tokens: int = 0
-    asked: int = 0
     chosen: dict[str, str] = field(default_factory=dict)
+
+    def add(self, part: str, seconds: float) -> None:
+        """Adds to the seconds of a part."""
+        self.seconds[part] = self.seconds.get(part, 0.0) + seconds
+
+    @property
+    def rest(self) -> float:
+        """Seconds of setting up, and scoring with adapters."""
+        return self.wall - self.seconds[TRAINING] - self.seconds[BASELINE]
 
 
 class Contestant(Protocol):
@@ -109,7 +114,7 @@ class Contestant(Protocol):
         ...
 
     def warm_up(self, task: Task) -> None:
-        """Does a little of everything once; not timed."""
+        """Gets ready for a turn, and does a little of everything once; not timed."""
         ...
 
     def turn(self, task: Task) -> Turn:
@@ -117,7 +122,7 @@ class Contestant(Protocol):
         ...
 
     def memory(self) -> int:
-        """Bytes that it has had in use at most since it was started."""
+        """Bytes that it has had in use at most since it was loaded."""
         ...
 
 
@@ -159,9 +164,7 @@ class Host:
             self._process.join()
 
 
-def _serve(
-    end: Connection, make: Callable[..., Contestant], settings: dict[str, Any]
-) -> None:
+def _serve(end: Connection, make: Callable[..., Contestant], settings: dict[str, Any]) -> None:
     """Answers until the other end is closed."""
     contestant = make(**settings)
     while True:
@@ -171,16 +174,6 @@ def _serve(
             return
         answer = getattr(contestant, method)
         end.send(answer(*given) if callable(answer) else answer)
-
-
-def peak_memory(device: Any) -> int:
-    """Bytes that this process has had at most: on its GPU if it uses one, else of main memory."""
-    if device.type == "cuda":
-        import torch
-
-        return int(torch.cuda.max_memory_allocated(device))
-    kibibyte = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * kibibyte
 
 
 def wait_for(device: Any) -> None:

@@ -12,9 +12,9 @@ server, losses are not logged at every step. The questions of a passage are scor
 
 from __future__ import annotations
 
-import gc
 import tempfile
 import time
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,8 @@ from typing import Any
 import torch
 import transformers
 from _trials_data import Candidate, Lesson
-from _trials_job import BASELINE, SCORING, TRAINING, Task, Trial, Turn, peak_memory, wait_for
+from _trials_job import BASELINE, TRAINING, Task, Trial, Turn, wait_for
+from _trials_memory import peak_memory, start_watch
 from peft import LoraConfig, get_peft_model
 from torch import Tensor
 from transformers import (
@@ -35,7 +36,7 @@ from transformers import (
     default_data_collator,
 )
 
-from aios.backends.devices import choose_device, prepare_cpu
+from aios.backends.devices import choose_device, keep_freed_memory, prepare_cpu, release_memory
 from aios.backends.encoding import IGNORED, encode
 from aios.core.data.probes import Probe
 
@@ -51,7 +52,8 @@ class SequentialTrials:
         dtype: Of the base weights; adapters are as PEFT makes them (float32).
         autocast: Whether products are in bfloat16 where weights are not.
         threads: Of the CPU; None is torch's choice.
-        passages: How many of a task's passages get trials; those of the first are done.
+        candidates: How many of the first passage's candidates get trials.
+        keep_memory: Whether the C library keeps freed memory, as our engine has it do.
         padded: Tokens of every text, if it is padded; then no trial is run to its end.
         steps: Optimiser steps of a turn, if padded.
         targets: Layers with adapters; None is PEFT's choice for the model.
@@ -65,15 +67,16 @@ class SequentialTrials:
         *,
         autocast: bool = False,
         threads: int | None = None,
-        passages: int = 1,
+        candidates: int = 1,
+        keep_memory: bool = False,
         padded: int | None = None,
         steps: int = 2,
         targets: str | None = ALL_LINEAR,
     ) -> None:
         self._folder, self._device = folder, choose_device(device)
         self._dtype, self._autocast, self._threads = dtype, autocast, threads
-        self._passages, self._padded, self._steps = passages, padded, steps
-        self._targets = targets
+        self._candidates, self._keep_memory = candidates, keep_memory
+        self._padded, self._steps, self._targets = padded, steps, targets
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -81,12 +84,16 @@ class SequentialTrials:
             "device": self._device.type,
             "dtype": self._dtype,
             "autocast": self._autocast,
+            "freed memory kept": self._keep_memory,
             "padded": self._padded,
             "adapters": self._targets or "query and value",
         }
 
     def load(self) -> None:
         prepare_cpu(self._threads)
+        if self._keep_memory:
+            keep_freed_memory()
+        warnings.filterwarnings("ignore", category=FutureWarning)
         transformers.logging.set_verbosity_error()
         transformers.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
         self._tokenizer: Any = AutoTokenizer.from_pretrained(self._folder, local_files_only=True)
@@ -94,6 +101,7 @@ class SequentialTrials:
         self._base: Any = AutoModelForCausalLM.from_pretrained(
             self._folder, local_files_only=True, dtype=getattr(torch, self._dtype)
         ).to(self._device)
+        start_watch(self._device)
 
     def warm_up(self, task: Task) -> None:
         lesson = task.lessons[0]
@@ -101,18 +109,16 @@ class SequentialTrials:
             self._trial(lesson, lesson.candidates[0], task, Turn(), max_steps=2)
 
     def turn(self, task: Task) -> Turn:
-        turn = Turn(seconds={TRAINING: 0.0, SCORING: 0.0, BASELINE: 0.0})
+        turn = Turn()
         began = time.perf_counter()
         if self._padded is not None:
             self._padded_steps(task, turn)
         else:
-            for lesson in task.lessons[: self._passages]:
-                for candidate in lesson.candidates:
-                    self._trial(lesson, candidate, task, turn)
+            lesson = task.lessons[0]
+            for candidate in lesson.candidates[: self._candidates]:
+                self._trial(lesson, candidate, task, turn)
         turn.wall = time.perf_counter() - began
-        gc.collect()
-        if self._device.type == "cuda":
-            torch.cuda.empty_cache()
+        release_memory(self._device)
         return turn
 
     def memory(self) -> int:
@@ -122,14 +128,15 @@ class SequentialTrials:
         self, lesson: Lesson, candidate: Candidate, task: Task, turn: Turn, max_steps: int = -1
     ) -> None:
         """A whole trial, its parts timed."""
-        before = self._timed(turn, BASELINE, self._base, lesson.questions)
+        began = time.perf_counter()
+        before = self._scores(self._base, lesson.questions)
+        turn.add(BASELINE, time.perf_counter() - began)
         model, clock = self._trained(candidate, task, max_steps)
-        after = self._timed(turn, SCORING, model, lesson.questions)
+        after = self._scores(model, lesson.questions)
         model.unload()
-        _add(turn, TRAINING, clock.whole)
+        turn.add(TRAINING, clock.whole)
         turn.steps += clock.steps
         turn.tokens += task.recipe.epochs * candidate.tokens
-        turn.asked += len(lesson.questions)
         turn.finished += 1
         turn.trials.append(Trial(candidate.id, lesson.passage_id, before, after))
 
@@ -140,9 +147,7 @@ class SequentialTrials:
         turn.seconds[TRAINING] = clock.in_steps
         turn.steps = clock.steps
 
-    def _trained(
-        self, candidate: Candidate, task: Task, max_steps: int
-    ) -> tuple[Any, _StepClock]:
+    def _trained(self, candidate: Candidate, task: Task, max_steps: int) -> tuple[Any, _StepClock]:
         """The base model with an adapter trained on a candidate."""
         recipe, seed = task.recipe, task.seed_of(candidate.id)
         torch.manual_seed(seed)
@@ -200,14 +205,6 @@ class SequentialTrials:
             rows.append({"input_ids": ids, "attention_mask": mask, "labels": list(ids)})
         return rows
 
-    def _timed(
-        self, turn: Turn, part: str, model: Any, questions: Sequence[Probe]
-    ) -> tuple[float, ...]:
-        began = time.perf_counter()
-        scores = self._scores(model, questions)
-        _add(turn, part, time.perf_counter() - began)
-        return scores
-
     def _scores(self, model: Any, questions: Sequence[Probe]) -> tuple[float, ...]:
         """Mean log-probability of a token of each answer: one batch, padded on the right."""
         requests = [question.request for question in questions]
@@ -221,9 +218,7 @@ class SequentialTrials:
         labels = self._tensor(
             [[*row.labels, *[IGNORED] * (longest - len(row.labels))] for row in rows]
         )
-        mask = self._tensor(
-            [[int(i < len(row.ids)) for i in range(longest)] for row in rows]
-        )
+        mask = self._tensor([[int(i < len(row.ids)) for i in range(longest)] for row in rows])
         model.eval()
         with torch.inference_mode():
             logits = model(input_ids=ids, attention_mask=mask).logits[:, :-1]
@@ -262,7 +257,3 @@ class _StepClock(TrainerCallback):  # type: ignore[misc, unused-ignore]
         wait_for(self._device)
         self.in_steps += time.perf_counter() - self._step_began
         self.steps += 1
-
-
-def _add(turn: Turn, part: str, seconds: float) -> None:
-    turn.seconds[part] = turn.seconds.get(part, 0.0) + seconds

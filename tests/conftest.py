@@ -7,14 +7,18 @@ that a test starts are not blocked, but start in the same clean environment.
 from __future__ import annotations
 
 import gc
+import itertools
 import os
 import random
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import platformdirs
 import pytest
 from hypothesis import settings
+
+from tests import killed_process
 
 HOME_VARIABLES = (
     "HOME",
@@ -48,16 +52,36 @@ def pytest_collection_finish(session: pytest.Session) -> None:
     """
     gc.collect()
     gc.freeze()
+    if session.config.option.collectonly:
+        return
+    if any("process_server" in getattr(item, "fixturenames", ()) for item in session.items):
+        killed_process.start_server()  # its imports take seconds: it has them behind it when needed
+
+
+@pytest.fixture(scope="session")
+def _next_home(tmp_path_factory: pytest.TempPathFactory) -> Callable[[], Path]:
+    """Gives an empty folder: the one that it gave before, where nothing has been written to it."""
+    folder, numbers = tmp_path_factory.mktemp("homes"), itertools.count()
+    home = folder
+
+    def next_home() -> Path:
+        nonlocal home
+        if home == folder or not home.is_dir() or any(home.iterdir()):
+            home = folder / str(next(numbers))
+            home.mkdir()
+        return home
+
+    return next_home
 
 
 @pytest.fixture(autouse=True)
 def _clean_environment(
     request: pytest.FixtureRequest,
     monkeypatch: pytest.MonkeyPatch,
-    tmp_path_factory: pytest.TempPathFactory,
+    _next_home: Callable[[], Path],
 ) -> None:
     """An empty home, and none of the variables that change what the program does."""
-    home = tmp_path_factory.mktemp("home")
+    home = _next_home()
     kept = {WHEEL_VARIABLE} if request.node.get_closest_marker("model") else set()
     for name in set(os.environ) - kept:
         if name.startswith(OUR_PREFIXES) or name in OTHER_VARIABLES:
@@ -87,3 +111,35 @@ def models_folder() -> Path:
     For tests marked ``model``: give it as the config key ``model.cache_dir``.
     """
     return USER_MODELS
+
+
+@pytest.fixture(scope="session")
+def process_server() -> None:
+    """For tests that use `killed_process`: what their processes are forked from runs."""
+    killed_process.start_server()
+
+
+@pytest.fixture(scope="session")
+def _package_versions() -> dict[str, str | None]:
+    from aios.storage.runs import package_versions
+
+    return package_versions()
+
+
+@pytest.fixture
+def quick_jobs(
+    monkeypatch: pytest.MonkeyPatch, _package_versions: dict[str, str | None]
+) -> None:
+    """For tests that run many jobs: what every job asks the machine for is asked once, or not.
+
+    That is the revision of the sources, the versions of the packages, and the disk to have written
+    what it was given. A power cut is not tested (a kill is: the kernel keeps what was written), so
+    syncs may be left out.
+    """
+    from aios.app import ab_test
+    from aios.storage import runs
+
+    monkeypatch.setattr(runs, "git_revision", lambda folder: None)
+    for module in (runs, ab_test):
+        monkeypatch.setattr(module, "package_versions", _package_versions.copy)
+    monkeypatch.setattr(os, "fsync", lambda fd: None)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from multiprocessing.connection import Connection
 from pathlib import Path
 
 import torch
@@ -10,6 +9,7 @@ import torch
 from aios.backends.adapter_training import TorchAdapterTrainer
 from aios.backends.torch_lm import TorchLM
 from aios.core.types import LoraRecipe, ScoreRequest, TrainExample, TrainingJob
+from tests.killed_process import Tell
 from tests.tiny_model import source_of
 
 TEXTS = (
@@ -36,8 +36,8 @@ def job(folder: Path, *, resume: bool) -> TrainingJob:
     )
 
 
-def train(model: Path, folder: Path, resume: bool, told: Connection) -> None:
-    """Trains, and sends a byte at every event, so that the parent knows when to kill."""
+def train(model: Path, folder: Path, resume: bool, tell: Tell) -> None:
+    """Trains, and tells of every event, so that the parent knows when to kill."""
     torch.set_num_threads(1)
     lm = TorchLM.load(source_of(model), device="cpu", dtype="float32", threads=1)
-    TorchAdapterTrainer(lm).fit(job(folder, resume=resume), emit=lambda _: told.send_bytes(b"."))
+    TorchAdapterTrainer(lm).fit(job(folder, resume=resume), emit=lambda _: tell())

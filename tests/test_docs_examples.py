@@ -156,6 +156,7 @@ def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
+@pytest.mark.usefixtures("quick_jobs")
 @pytest.mark.parametrize("page", PAGES)
 @pytest.mark.filterwarnings("default")  # what the examples import is not under test
 def test_the_examples_of_a_page_run(

@@ -1,17 +1,10 @@
-"""Jobs on the scripted model: in this process, or in one of its own that is killed on the way.
-
-As a program (``python -m tests.test_app.scripted_jobs generate FOLDER --resume``) it does a job
-slowly, on a disk that pauses in the middle of every write, and prints a line for each event, so
-that whoever kills it knows when.
-"""
+"""Jobs on the scripted model: in this process, or in one of its own that is killed on the way."""
 
 from __future__ import annotations
 
 import json
 import os
 import random
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -22,9 +15,9 @@ from aios.app.generate import generate_edits
 from aios.app.train_expert import train_expert
 from aios.backends.scripted import Faults, ScriptedModel
 from aios.core.config.schemas import Config
-from aios.core.events import Event, encode
+from aios.storage import runs
+from tests.killed_process import Tell, killed_at
 
-ROOT = Path(__file__).parents[2]
 NAMES = "Arn Bosk Cald Dunmery Eskel Fennick Garth Holm Ister Jarrow Kelm Lund".split()
 THINGS = "mill harbour tower saltworks ferry orchard quarry lock archive forge inn bridge".split()
 
@@ -158,42 +151,17 @@ def pause_in_writes(seconds: float) -> None:
     os.fsync, os.replace, os.rename = paused(fsync), paused(replace), paused(rename)
 
 
-def main(job: str, folder: str, *flags: str) -> None:
+def work_slowly(job: str, folder: Path, resume: bool, tell: Tell) -> None:
+    """Does a job on a disk that pauses in the middle of every write, and tells of each event."""
     pause_in_writes(0.0005)
+    runs.git_revision = lambda folder: None
     model = ScriptedModel(faults=Faults(hang_seconds=0.004))
-
-    def show(event: Event) -> None:
-        sys.stdout.write(f"{json.dumps(encode(event))}\n")
-        sys.stdout.flush()
-
-    JOBS[job](Path(folder), resume="--resume" in flags, emit=show, model=model)
+    JOBS[job](folder, resume=resume, emit=lambda event: tell(), model=model)
 
 
 def kill_on_the_way(
     job: str, folder: Path, rng: random.Random, *, resume: bool, within: int
 ) -> bool:
     """Starts a job and kills it after up to `within` events; whether it was still at work then."""
-    command = [sys.executable, "-m", "tests.test_app.scripted_jobs", job, str(folder)]
-    events_seen = rng.randint(1, within)
-    with subprocess.Popen(
-        [*command, *(["--resume"] if resume else [])],
-        cwd=ROOT,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    ) as process:
-        assert process.stdout is not None
-        assert process.stderr is not None
-        for count, _ in enumerate(process.stdout, start=1):
-            if count == events_seen:
-                time.sleep(rng.random() * 0.02)
-                process.kill()
-                break
-        errors = process.stderr.read()
-        code = process.wait()
-    assert code in (0, -9), errors
-    return code == -9
-
-
-if __name__ == "__main__":
-    main(*sys.argv[1:])
+    event, pause = rng.randint(1, within), rng.random() * 0.02
+    return killed_at(event, pause, work_slowly, job, folder, resume)

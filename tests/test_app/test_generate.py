@@ -645,6 +645,7 @@ def test_what_killed_runs_left_of_an_output_is_removed(
 # ------------------------------------------------------------ kill -9
 
 
+@pytest.mark.usefixtures("process_server")
 @pytest.mark.parametrize("seed", [0, pytest.param(1, marks=pytest.mark.slow)])
 def test_a_run_killed_again_and_again_ends_with_the_same_output(
     tmp_path: Path, whole: bytes, seed: int

@@ -530,6 +530,7 @@ def test_a_disk_that_fills_while_publishing_loses_nothing(
     assert store.get("mills") == report.expert
 
 
+@pytest.mark.usefixtures("process_server")
 def test_a_training_killed_again_and_again_ends_with_the_same_expert(
     tmp_path: Path, whole: ExpertReport
 ) -> None:

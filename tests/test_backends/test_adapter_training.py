@@ -5,9 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import multiprocessing
 import random
-import time
 import warnings
 from dataclasses import replace
 from pathlib import Path
@@ -48,6 +46,7 @@ from aios.core.types import (
     TrainingResult,
 )
 from tests import killed_training
+from tests.killed_process import killed_at
 from tests.tiny_model import VOCABULARY, build_llama, build_tokenizer
 
 SENTENCE = "The mill at Orvane was built in 1871."
@@ -582,37 +581,24 @@ def test_long_stretches_between_evaluations_are_committed_too(
     assert resumed.curve[-1].train_loss == whole.curve[-1].train_loss
 
 
+@pytest.mark.usefixtures("process_server")
 def test_a_training_killed_again_and_again_ends_as_if_never_killed(
     trainer: TorchAdapterTrainer, tiny_folder: Path, tmp_path: Path
 ) -> None:
     whole = trainer.fit(killed_training.job(tmp_path / "whole", resume=False))
-    processes = multiprocessing.get_context("forkserver")
-    processes.set_forkserver_preload(["tests.killed_training"])
     rng = random.Random(11)
-    kills, resume, finished = 0, False, False
-    while not finished:
+    kills = 0
+    # the pause ends somewhere in a step, an evaluation or a commit
+    while killed_at(
+        rng.randint(3, 11),
+        rng.random() * 0.02,
+        killed_training.train,
+        tiny_folder,
+        tmp_path / "killed",
+        kills > 0,
+    ):
+        kills += 1
         assert kills < 40
-        heard, told = processes.Pipe(duplex=False)
-        child = processes.Process(
-            target=killed_training.train, args=(tiny_folder, tmp_path / "killed", resume, told)
-        )
-        child.start()
-        told.close()
-        try:
-            for _ in range(rng.randint(3, 11)):
-                heard.recv_bytes()
-            time.sleep(rng.random() * 0.02)  # somewhere in a step, an evaluation or a commit
-            child.kill()
-        except EOFError:
-            finished = True
-        child.join()
-        heard.close()
-        if finished:
-            assert child.exitcode == 0
-        else:
-            kills += 1
-        child.close()
-        resume = True
     assert kills >= 3
     assert (tmp_path / "killed" / "adapter_model.safetensors").read_bytes() == bytes_of(whole)
     record = json.loads((tmp_path / "killed" / "training.json").read_text())

@@ -14,17 +14,8 @@ from aios.core.data.probes import Probe
 from aios.core.errors import BackendError, RunInterrupted, UsageError
 from aios.core.events import Event, StageProgress, WorkFailed
 from aios.core.protocols import Emit, Executor, ShouldStop, ignore, never
-from aios.core.seal.racing import (
-    Candidate,
-    EvenSchedule,
-    PassageResult,
-    PassageState,
-    RacingSchedule,
-    Schedule,
-    Standing,
-    race,
-    ranked,
-)
+from aios.core.seal.racing import EvenSchedule, RacingSchedule, Schedule, race
+from aios.core.seal.trial_set import Candidate, PassageResult, PassageState, Standing, ranked
 from aios.core.seeds import derive
 from aios.core.trials import Answered, TrialJob, TrialMetrics, TrialOutcome
 from aios.core.types import Failure, LoraRecipe, TrainExample
@@ -107,7 +98,7 @@ def noisy(sd: float) -> Answer:
     """True value of p<i>c<j> is drawn once, noise from the trial's seed."""
 
     def answer(name: str, repeat: int, seed: int) -> float:
-        return truth(name) + random.Random(seed).gauss(0, sd)
+        return truth(name) + random.Random(f"{name} {seed}").gauss(0, sd)
 
     return answer
 
@@ -141,7 +132,7 @@ def test_a_repeat_has_the_candidates_id_and_a_seed_of_its_own() -> None:
     one = candidate(0, 3)
     jobs = [one.job(k, TEMPLATE) for k in range(3)]
     assert [job.id for job in jobs] == ["p0c3/repeat-0", "p0c3/repeat-1", "p0c3/repeat-2"]
-    assert [job.seed for job in jobs] == [derive(7, "trial", "p0c3", k) for k in range(3)]
+    assert [job.seed for job in jobs] == [derive(7, "trial", "p0", k) for k in range(3)]
     assert jobs[0].examples == one.examples
     assert jobs[0].recipe == TEMPLATE.recipe
 
@@ -174,7 +165,7 @@ def test_a_racing_schedule_spends_its_repeats_on_the_finalists(
 
 def test_a_planted_winner_is_found_however_noisy_the_others() -> None:
     def answer(name: str, repeat: int, seed: int) -> float:
-        return 1000.0 * (name[-1] == "3") + random.Random(seed).gauss(0, 30)
+        return 1000.0 * (name[-1] == "3") + random.Random(f"{name} {seed}").gauss(0, 30)
 
     for seed in range(20):
         result = run(answer, RacingSchedule(), seed=seed)["p0"]
@@ -204,7 +195,7 @@ def test_results_do_not_depend_on_the_order_of_the_trials(
     answer = noisy(1.0)
 
     def sometimes(name: str, repeat: int, seed: int) -> float | None:
-        return None if random.Random(seed + 1).random() < 0.3 else answer(name, repeat, seed)
+        return None if random.Random(f"{name} {seed} fails").random() < 0.3 else answer(name, repeat, seed)
 
     expected = run(sometimes, schedule, 12)
     assert any(result.failures for result in expected.values())
@@ -240,7 +231,7 @@ def test_banks_are_full_until_no_passage_is_left_to_begin() -> None:
     sizes = [len(bank) for bank in executor.banks]
     assert sum(sizes) == 420
     assert [size for size in sizes[:-2] if size < 16] == []
-    assert len(executor.calls) == 2
+    assert len(executor.calls) <= 2
 
 
 def test_an_executor_that_takes_all_jobs_at_once_gets_the_finalists_in_a_second_call() -> None:
@@ -261,7 +252,7 @@ def test_a_failed_trial_is_tried_once_more_as_a_new_repeat() -> None:
     assert winner.values == (4.0, 4.0)
     assert [failure.subject for failure in result.failures] == ["p0c4/repeat-0"]
     assert result.trials == 8 == len(set(executor.ids))
-    assert len({job.seed for job in executor.jobs}) == 8
+    assert len({job.seed for job in executor.jobs if job.id.startswith("p0c4/")}) == 3
 
 
 def test_a_candidate_that_only_failed_is_listed_and_has_no_number() -> None:

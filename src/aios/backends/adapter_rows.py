@@ -7,6 +7,7 @@ The row holds, for each linear layer in the model's order, A ``[in, r]`` and B `
 from __future__ import annotations
 
 import math
+from collections import OrderedDict
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -28,25 +29,45 @@ from aios.core.seeds import derive
 from aios.core.types import AdapterRef
 
 _PREFIX = "base_model.model."
+_KEPT = 3
 
 
-def initial_row(bank: LoraBank, seed: int) -> Tensor:
-    """The weights that a training begins with, ``[P]``, as PEFT draws them for the same seed.
+class InitialRows:
+    """The weights that trainings begin with, ``[P]``, as PEFT draws them for the same seed.
 
     A is uniform (Kaiming, a = √5), B is 0. PEFT makes each pair as two linear layers, which draw
-    weights of their own first; so do we, that the same numbers come out.
+    weights of their own first; so do we, that the same numbers come out. The last few seeds are
+    kept, since candidates that are compared begin alike.
+
+    Args:
+        bank: A bank of the adapters' shape.
     """
-    row = torch.zeros(bank.length, dtype=bank.exact)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(derive(seed, "adapter"))
-        for site in bank.sites:
-            a = torch.empty(bank.rank, site.inputs)
-            b = torch.empty(site.outputs, bank.rank)
-            for drawn in (a, b, a):
-                torch.nn.init.kaiming_uniform_(drawn, a=math.sqrt(5))
-            end = site.start + a.numel()
-            row[site.start : end] = a.T.reshape(-1)
-    return row.to(bank.device)
+
+    def __init__(self, bank: LoraBank) -> None:
+        self._bank = bank
+        self._kept: OrderedDict[int, Tensor] = OrderedDict()
+
+    def __call__(self, seed: int) -> Tensor:
+        """A copy of the row for a seed, on the bank's device."""
+        if seed not in self._kept:
+            self._kept[seed] = self._draw(seed)
+            if len(self._kept) > _KEPT:
+                self._kept.popitem(last=False)
+        self._kept.move_to_end(seed)
+        return self._kept[seed].clone()
+
+    def _draw(self, seed: int) -> Tensor:
+        bank = self._bank
+        row = torch.zeros(bank.length, dtype=bank.exact)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(derive(seed, "adapter"))
+            for site in bank.sites:
+                a = torch.empty(bank.rank, site.inputs)
+                b = torch.empty(site.outputs, bank.rank)
+                for drawn in (a, b, a):
+                    torch.nn.init.kaiming_uniform_(drawn, a=math.sqrt(5))
+                row[site.start : site.start + a.numel()] = a.T.reshape(-1)
+        return row.to(bank.device)
 
 
 def peft_weights(bank: LoraBank, row: Tensor) -> dict[str, Tensor]:

@@ -23,7 +23,6 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from aios.backends.adapter_rows import initial_row
 from aios.backends.chunked_loss import weighted_cross_entropy
 from aios.backends.encoding import Encoded, fill_rows
 from aios.backends.grouped_tokens import GroupedTokens
@@ -35,7 +34,9 @@ from aios.core.errors import BackendError, NonFiniteError
 from aios.core.trials import TrialJob, TrialMetrics
 from aios.core.types import TrainingJob
 
+_ENOUGH = 256  # tokens from which a pass is worth its fixed cost
 _PADDING = 1.25  # the adapters' grid may have so many times as many places as tokens
+_PADDING_OF_FEW = 2.0  # the same for passes of fewer tokens
 
 
 @dataclass(eq=False, slots=True)
@@ -65,8 +66,13 @@ class Training:
     stopped_early: bool = False
 
     @classmethod
-    def begin(cls, bank: LoraBank, job: TrialJob, encoded: Sequence[Encoded]) -> Training:
+    def begin(cls, job: TrialJob, encoded: Sequence[Encoded], row: Tensor) -> Training:
         """A training at its first step, with all the memory that it will need.
+
+        Args:
+            job: What is trained.
+            encoded: Its examples as tokens.
+            row: The weights that it begins with; they are changed in place.
 
         Raises:
             UsageError: Epochs, batch size or steps are not positive.
@@ -74,7 +80,6 @@ class Training:
         as_training = TrainingJob(
             job.examples, job.recipe, job.seed, Path(), max_steps=job.max_steps
         )
-        row = initial_row(bank, job.seed)
         optimizer = torch.optim.AdamW(
             [row],
             lr=job.recipe.learning_rate,
@@ -169,8 +174,8 @@ def choose_pass(trainings: Sequence[Training], tokens: int, groups: int) -> list
     for other in others[: groups - 1]:
         more = other.next_tokens()
         area = (len(chosen) + 1) * max(largest, more)
-        half_empty = 2 * total < tokens
-        if total + more > tokens or (area > _PADDING * (total + more) and not half_empty):
+        allowed = _PADDING if total >= _ENOUGH else _PADDING_OF_FEW
+        if total + more > tokens or area > allowed * (total + more):
             break
         chosen.append(other)
         total, largest = total + more, max(largest, more)

@@ -9,7 +9,8 @@ the row, and each has an index for it:
 * attention wants the tokens of a sequence: *buckets* ``[S, T, ·]`` of sequences of similar
   lengths. Padding stands at the right, where causal attention keeps real tokens from seeing it.
 
-Padding of either sort carries no loss, and is in no other product.
+Padding of either sort carries no loss, and is in no other product. It repeats a token of its own
+group, so that a group whose numbers have become NaN spoils no other (0 × NaN is NaN).
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ class Padded:
     """A padded view of a row of N tokens, with M ≥ N places.
 
     Attributes:
-        index: ``[M]`` the token in each place; token 0 in places that are padding.
+        index: ``[M]`` the token in each place; in padding, one of the same line.
         inverse: ``[N]`` the place of each token.
         padding: ``[M - N]`` places that are padding.
     """
@@ -41,15 +42,19 @@ class Padded:
 
     @classmethod
     def of(cls, places: Sequence[int], tokens: int, device: torch.device) -> Padded | None:
-        """The view with these tokens in these places (−1 is padding); None if it is the row."""
+        """The view with these tokens in these places; None if it is the row itself.
+
+        Padding with token i is written ~i.
+        """
         if list(places) == list(range(tokens)):
             return None
-        index = torch.tensor(places)
-        real = index >= 0
+        given = torch.tensor(places)
+        real = given >= 0
+        index = torch.where(real, given, ~given)
         inverse = torch.empty(tokens, dtype=torch.long)
         inverse[index[real]] = torch.nonzero(real).squeeze(1)
         padding = torch.nonzero(~real).squeeze(1)
-        return cls(index.clamp(min=0).to(device), inverse.to(device), padding.to(device))
+        return cls(index.to(device), inverse.to(device), padding.to(device))
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,7 +131,7 @@ def _grid(sizes: Sequence[int]) -> list[int]:
     places: list[int] = []
     start = 0
     for size in sizes:
-        places += [*range(start, start + size), *[-1] * (max(sizes) - size)]
+        places += [*range(start, start + size), *[~start] * (max(sizes) - size)]
         start += size
     return places
 
@@ -150,7 +155,7 @@ def _buckets(
         while last < len(order) and lengths[order[last]] * slack >= longest:
             i = order[last]
             places += range(starts[i], starts[i] + lengths[i])
-            places += [-1] * (longest - lengths[i])
+            places += [~starts[i]] * (longest - lengths[i])
             last += 1
         shapes.append((last - first, longest))
         first = last

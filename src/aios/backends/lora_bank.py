@@ -114,6 +114,7 @@ class LoraBank:
         self.gradient = torch.empty(0, self.length, dtype=self.exact, device=self.device)
         self._ticket = torch.zeros((), device=self.device, requires_grad=True)
         self._pass: _Pass | None = None
+        self._unset: set[int] = set()
 
     def load(self, rows: Sequence[Tensor]) -> None:
         """Puts adapters into the slots, one a row of weights ``[P]``."""
@@ -123,10 +124,11 @@ class LoraBank:
             self.weights[slot] = row
 
     def collect(self, slots: int) -> Tensor:
-        """The gradient that backward passes from here on add to, ``[slots, P]``, set to 0."""
+        """The gradient of the next backward passes, ``[slots, P]``: the first sets it."""
         if slots > len(self.gradient):
             self.gradient = self.gradient.new_empty(slots, self.length)
-        return self.gradient[:slots].zero_()
+        self._unset = {site.start for site in self.sites}
+        return self.gradient[:slots]
 
     def shrink(self) -> None:
         """Frees the slots; they are made again as they are needed."""
@@ -166,6 +168,15 @@ class LoraBank:
         hidden: Tensor = out.last_hidden_state[0]
         return hidden
 
+    def add_gradient(self, site: Site, a: Tensor, b: Tensor) -> None:
+        """Adds to a site's gradient, times α / r; or sets it, the first time after `collect`."""
+        for total, part in zip(self.views(self.gradient, site, len(a)), (a, b), strict=True):
+            if site.start in self._unset:
+                torch.mul(part, self.scale, out=total)
+            else:
+                total.add_(part, alpha=self.scale)
+        self._unset.discard(site.start)
+
     def views(self, matrix: Tensor, site: Site, slots: int) -> tuple[Tensor, Tensor]:
         """A ``[G, in, r]`` and B ``[G, r, out]`` of a site in the rows of a matrix ``[·, P]``."""
         middle = site.start + site.inputs * self.rank
@@ -175,22 +186,24 @@ class LoraBank:
         return a, b
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class _Pass:
-    """A forward pass over grouped tokens."""
+    """A forward pass over grouped tokens; remembers the last grid, which several layers share."""
 
     tokens: GroupedTokens
+    _last: tuple[Tensor, Tensor] | None = None
 
-    def grid(self, x: Tensor) -> Tensor:
-        """Rows of tokens ``[N, ·]`` by group, ``[G, n, ·]``; what stands in padding is any row."""
-        view = self.tokens.grid
-        return (x if view is None else x[view.index]).unflatten(0, (self.tokens.groups, -1))
+    def inputs(self, x: Tensor) -> Tensor:
+        """A layer's input ``[1, N, ·]`` by group, ``[G, n, ·]``; padding holds any token."""
+        if self._last is None or self._last[0] is not x:
+            self._last = x, self._grid(x.flatten(0, -2))
+        return self._last[1]
 
-    def clean_grid(self, x: Tensor) -> Tensor:
-        """The same with zeros in padding."""
-        grid = self.grid(x)
+    def gradients(self, x: Tensor) -> Tensor:
+        """Rows ``[N, ·]`` by group, with zeros in padding."""
+        grid = self._grid(x)
         if self.tokens.grid is not None:
-            grid.flatten(0, 1)[self.tokens.grid.padding] = 0
+            grid.flatten(0, 1).index_fill_(0, self.tokens.grid.padding, 0)
         return grid
 
     def add(self, y: Tensor, a: Tensor, b: Tensor, scale: float) -> None:
@@ -199,7 +212,12 @@ class _Pass:
         if view is None:
             y.unflatten(0, (self.tokens.groups, -1)).baddbmm_(a, b, alpha=scale)
         else:
-            y.add_(torch.bmm(a, b).flatten(0, 1)[view.inverse], alpha=scale)
+            y.add_(torch.bmm(a, b).flatten(0, 1).index_select(0, view.inverse), alpha=scale)
+
+    def _grid(self, rows: Tensor) -> Tensor:
+        view = self.tokens.grid
+        taken = rows if view is None else rows.index_select(0, view.index)
+        return taken.unflatten(0, (self.tokens.groups, -1))
 
 
 class _Forward:
@@ -227,26 +245,25 @@ class _BankedLinear(torch.autograd.Function):
     def forward(
         ctx: Any, x: Tensor, ticket: Tensor, bank: LoraBank, site: Site, where: _Pass
     ) -> Tensor:
-        rows = x.flatten(0, -2)
         a, b = bank.views(bank.weights, site, where.tokens.groups)
-        y = torch.nn.functional.linear(rows, site.module.weight, site.module.bias)
-        down = torch.bmm(where.grid(rows), a)
+        y = torch.nn.functional.linear(x.flatten(0, -2), site.module.weight, site.module.bias)
+        by_group = where.inputs(x)
+        down = torch.bmm(by_group, a)
         where.add(y, down, b, bank.scale)
-        ctx.save_for_backward(rows, down)
+        ctx.save_for_backward(by_group, down)
         ctx.bank, ctx.site, ctx.where, ctx.shape = bank, site, where, x.shape
         return y.view(*x.shape[:-1], site.outputs)
 
     @staticmethod
     def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor | None, None, None, None, None]:
         bank, site, where = ctx.bank, ctx.site, ctx.where
-        rows, down = ctx.saved_tensors
+        inputs, down = ctx.saved_tensors
         a, b = bank.views(bank.weights, site, where.tokens.groups)
-        grad_a, grad_b = bank.views(bank.gradient, site, where.tokens.groups)
         delta = upstream[0].flatten(0, -2)
-        by_group = where.clean_grid(delta)
+        by_group = where.gradients(delta)
         up = torch.bmm(by_group, b.transpose(1, 2))
-        grad_b.add_(torch.bmm(down.transpose(1, 2), by_group), alpha=bank.scale)
-        grad_a.add_(torch.bmm(where.grid(rows).transpose(1, 2), up), alpha=bank.scale)
+        grad_a = torch.bmm(inputs.transpose(1, 2), up)
+        bank.add_gradient(site, grad_a, torch.bmm(down.transpose(1, 2), by_group))
         if not ctx.needs_input_grad[0]:
             return None, None, None, None, None
         dx = delta @ site.module.weight

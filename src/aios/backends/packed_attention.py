@@ -34,11 +34,11 @@ class _Unpack(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, view: Padded) -> Tensor:
         ctx.view = view
-        return x[view.index]
+        return x.index_select(0, view.index)
 
     @staticmethod
     def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor, None]:
-        return upstream[0][ctx.view.inverse], None
+        return upstream[0].index_select(0, ctx.view.inverse), None
 
 
 class _Repack(torch.autograd.Function):
@@ -47,13 +47,12 @@ class _Repack(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, view: Padded) -> Tensor:
         ctx.view = view
-        return x[view.inverse]
+        return x.index_select(0, view.inverse)
 
     @staticmethod
     def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor, None]:
-        gradient = upstream[0][ctx.view.index]
-        gradient[ctx.view.padding] = 0
-        return gradient, None
+        gradient = upstream[0].index_select(0, ctx.view.index)
+        return gradient.index_fill_(0, ctx.view.padding, 0), None
 
 
 def attend_packed(

@@ -14,7 +14,6 @@ import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
 from dataclasses import asdict, dataclass
-from itertools import islice
 from pathlib import Path
 from typing import TypeVar
 
@@ -26,6 +25,7 @@ from aios.backends.scripted_adapter import (
     learn,
     write_adapter,
 )
+from aios.backends.trial_queue import TrialQueue
 from aios.core.data.probes import Probe
 from aios.core.errors import BackendError, RunInterrupted, UsageError
 from aios.core.events import StageFinished, StageProgress, StageStarted, WorkFailed
@@ -218,9 +218,9 @@ class ScriptedTrialBench:
         self._require_open()
         began = time.perf_counter()
         emit(StageStarted(STAGE, len(jobs) if isinstance(jobs, Sized) else 0, "trials"))
-        waiting = _checked(jobs)
+        queue = TrialQueue(jobs)
         done = failed = 0
-        while taken := list(islice(waiting, self.groups)):
+        while taken := _take(queue, self.groups):
             for job in sorted(taken, key=_steps):
                 if should_stop():
                     raise RunInterrupted(
@@ -303,35 +303,23 @@ def build_scripted_bench(
     return ScriptedTrialBench(model or ScriptedModel(), groups=groups, fail=fail)
 
 
-def _checked(jobs: Iterable[TrialJob]) -> Iterator[TrialJob]:
-    """The jobs, as they are pulled.
+def _take(queue: TrialQueue, most: int) -> list[TrialJob]:
+    """The next jobs.
 
     Raises:
         UsageError: One cannot be run at all.
     """
-    known: set[str] = set()
-    for job in jobs:
-        if job.id in known:
-            raise UsageError(
-                f"two trials have the id {job.id!r}", "give each job of a call an id of its own"
-            )
-        known.add(job.id)
-        if not job.examples:
-            raise UsageError(
-                f"trial {job.id} has no examples", "give it at least one text to train on"
-            )
-        if job.recipe.dropout != 0:
-            raise UsageError(
-                f"trial {job.id} has a dropout of {job.recipe.dropout}",
-                "set the recipe's dropout to 0: temporary adapters are trained without it",
-            )
+    taken: list[TrialJob] = []
+    while len(taken) < most and (job := queue.peek()) is not None:
+        queue.pop()
+        taken.append(job)
         counts = (job.recipe.epochs, job.recipe.batch_size, job.recipe.rank)
         if min(*counts, 1 if job.max_steps is None else job.max_steps) < 1:
             raise UsageError(
                 f"the epochs, batch size, rank and steps of trial {job.id} must be at least 1",
                 "check its recipe",
             )
-        yield job
+    return taken
 
 
 def _steps(job: TrialJob) -> int:

@@ -17,6 +17,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 
+from aios.backends.adapter_rows import InitialRows
 from aios.backends.bank_memory import MemoryPlan, free_memory, plan_memory
 from aios.backends.bank_training import BankTrainer, Training, choose_pass
 from aios.backends.banked_lm import BankedLM
@@ -47,6 +48,7 @@ class _Bench:
     bank: LoraBank
     plan: MemoryPlan
     trainer: BankTrainer
+    initial: InitialRows
     trainings: list[Training] = field(default_factory=list)
 
 
@@ -173,20 +175,23 @@ class TorchTrialBench:
     def _make_bench(self, shape: _Shape) -> _Bench:
         rank, alpha, trunk_layers = shape
         with self.base.active() as model:
-            bank = LoraBank(model, rank, alpha, trunk_layers=trunk_layers)
             trunk = None
             if trunk_layers:
-                trunk = TrunkCache(model, trunk_layers, free_memory(bank.device) // _TRUNK_SHARE)
+                room = free_memory(self.base.device) // _TRUNK_SHARE
+                trunk = TrunkCache(model, trunk_layers, room)
                 trunk.check()
+            bank = LoraBank(model, rank, alpha, trunk_layers=trunk_layers)
         plan = plan_memory(bank, groups=self._groups, pass_tokens=self._pass_tokens)
-        return _Bench(shape, bank, plan, BankTrainer(bank, plan.pass_tokens, trunk))
+        return _Bench(
+            shape, bank, plan, BankTrainer(bank, plan.pass_tokens, trunk), InitialRows(bank)
+        )
 
     def _begin(self, bench: _Bench, job: TrialJob) -> Training:
         """A new training; one that cannot be done has its error."""
         encoded = [encode(self.base.tokenizer, e.text, e.loss_spans) for e in job.examples]
         usable = [e for e in encoded if e.label_count]
         with memory_errors("train"):
-            training = Training.begin(bench.bank, job, usable or encoded)
+            training = Training.begin(job, usable or encoded, bench.initial(job.seed))
         limit = min(job.recipe.max_seq_len, self.base.context_length)
         longest = max(len(e.ids) for e in training.encoded)
         if not usable:

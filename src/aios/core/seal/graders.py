@@ -4,8 +4,8 @@ Takes questions (`Probe`) and what a model made of them (`Answered`), in the sam
 number a question, higher is better. Four graders look at nothing but text and numbers; `Judge`
 asks another language model. Which model that is, and over which network, is not decided here.
 
-SEAL grades with a judge (Zweiger et al. 2025, arXiv 2506.10943, section 4.2: GPT-4.1 says whether
-the written answer is right). Deviation: the cheapest grade, the reference answer's mean
+SEAL (Zweiger et al. 2025, arXiv 2506.10943) grades knowledge with a judge, GPT-4.1, that says
+whether the written answer is right. Deviation: the cheapest grade, the reference answer's mean
 log-probability a token, needs one forward pass and no written answer, and is what rewards use
 unless another is asked for. A judge's reply that is neither yes nor no is an error, not a 0.
 """
@@ -39,9 +39,8 @@ Student's answer: {answer}
 
 Does the student's answer mean the same as the reference answer? Reply with one word, yes or no."""
 
-# Yes or no as the whole reply, or set off from what follows by punctuation or a new line.
-_VERDICT = re.compile(r"\W*(yes|no)\b(?:\W*$|\s*[.,;:!*\n–—-])", re.IGNORECASE)
-_Pair = tuple[str, tuple[str, ...], str]  # question, accepted answers, written answer
+_VERDICT = re.compile(r"\b(yes|no)\b", re.IGNORECASE)
+_Triple = tuple[str, tuple[str, ...], str]  # question, accepted answers, written answer
 
 
 class Grader(Protocol):
@@ -145,7 +144,7 @@ class Judge:
     def __init__(self, model: LanguageModel, *, max_new_tokens: int = 8) -> None:
         self.model = model
         self.sampling = SamplingParams(0.0, 1.0, max_new_tokens)
-        self._verdicts: OrderedDict[_Pair, float] = OrderedDict()
+        self._verdicts: OrderedDict[_Triple, float] = OrderedDict()
 
     def grade(self, probes: Sequence[Probe], answered: Sequence[Answered]) -> list[float]:
         """0 or 1 a question.
@@ -154,56 +153,53 @@ class Judge:
             BackendError: The judge failed, or its reply about a question is neither yes nor no.
             UsageError: A question has no written answer.
         """
-        pairs = [(p.question, p.answers, text.strip()) for p, text in _texts(probes, answered)]
-        verdicts = {pair: 0.0 for pair in pairs if not pair[2]}
-        for pair in pairs:
-            if pair in self._verdicts:
-                self._verdicts.move_to_end(pair)
-                verdicts[pair] = self._verdicts[pair]
-        ids: dict[_Pair, str] = {}
-        for pair, probe in zip(pairs, probes, strict=True):
-            if pair not in verdicts:
-                ids.setdefault(pair, probe.id)
+        triples = [(p.question, p.answers, text.strip()) for p, text in _texts(probes, answered)]
+        verdicts = {triple: 0.0 for triple in triples if not triple[2]}
+        for triple in triples:
+            if triple in self._verdicts:
+                self._verdicts.move_to_end(triple)
+                verdicts[triple] = self._verdicts[triple]
+        ids: dict[_Triple, str] = {}
+        for triple, probe in zip(triples, probes, strict=True):
+            if triple not in verdicts:
+                ids.setdefault(triple, probe.id)
         if ids:
             verdicts |= self._ask(ids)
-        return [verdicts[pair] for pair in pairs]
+        return [verdicts[triple] for triple in triples]
 
-    def _ask(self, ids: dict[_Pair, str]) -> dict[_Pair, float]:
-        """The verdicts on some pairs, given with the id of a question for messages."""
+    def _ask(self, ids: dict[_Triple, str]) -> dict[_Triple, float]:
+        """The verdicts on some triples, given with the id of a question for messages."""
         asked = list(ids)
         requests = [
-            GenerationRequest(self._prompt(pair), (derive(0, "judge"),), self.sampling)
-            for pair in asked
+            GenerationRequest(self._prompt(triple), (derive(0, "judge"),), self.sampling)
+            for triple in asked
         ]
         verdicts = {}
-        for pair, completions in zip(asked, self.model.generate(requests), strict=True):
-            verdicts[pair] = self._read(completions[0].text, ids[pair])
-            self._verdicts[pair] = verdicts[pair]
+        for triple, completions in zip(asked, self.model.generate(requests), strict=True):
+            verdicts[triple] = self._read(completions[0].text, ids[triple])
+            self._verdicts[triple] = verdicts[triple]
         while len(self._verdicts) > KEPT_VERDICTS:
             self._verdicts.popitem(last=False)
         return verdicts
 
-    def _prompt(self, pair: _Pair) -> str:
-        question, answers, written = (
-            _one_line(pair[0]),
-            [_one_line(answer) for answer in pair[1]],
-            _one_line(pair[2]),
-        )
+    def _prompt(self, triple: _Triple) -> str:
         text = _JUDGE_PROMPT.format(
-            question=question, reference=" (or) ".join(answers), answer=written
+            question=_one_line(triple[0]),
+            reference=" (or) ".join(_one_line(answer) for answer in triple[1]),
+            answer=_one_line(triple[2]),
         )
         return self.model.format_chat([{"role": "user", "content": text}])
 
     def _read(self, reply: str, probe_id: str) -> float:
-        found = _VERDICT.match(reply)
-        if found is None:
+        found = {word.lower() for word in _VERDICT.findall(reply)}
+        if len(found) != 1 or not re.match(r"\W*(?:yes|no)\b", reply, re.IGNORECASE):
             raise BackendError(
                 f"question {probe_id}: the judge {self.model.name} replied {reply[:80]!r},"
                 " neither yes nor no",
                 "use a judge that follows instructions, or another grader"
                 f" ({', '.join(name for name in GRADERS if name != 'judge')})",
             )
-        return float(found[1].lower() == "yes")
+        return float(found == {"yes"})
 
 
 def get_grader(name: str, judge: LanguageModel | None = None) -> Grader:

@@ -11,7 +11,7 @@ variance: with mean squares ``MSB`` between candidates and ``MSW`` between repea
     ICC(1) = (MSB - MSW) / (MSB + (k0 - 1) MSW),    ICC(k0) = (MSB - MSW) / MSB
 
 where ``k0`` is the number of repeats, corrected where candidates have differing numbers of them.
-Negative estimates are left as they are: they say "about 0".
+Negative estimates are left as they are: they say "about 0". Below -1 they are given as -1.
 
 **Raw and within passages.** Raw figures compare all candidates. Most of what they measure is that
 some passages are easier than others, which is no help to a choice among the candidates of one
@@ -262,17 +262,25 @@ def _k0(sums: FloatArray) -> FloatArray:
     return k0
 
 
+def _iccs(sums: FloatArray) -> FloatArray:
+    """ICC(1) and ICC(k0) for sums of shape ``[..., 5]``, as ``[..., 2]``.
+
+    NaN without repeats, without candidates to compare, or where nothing varies.
+    """
+    between, between_df, inner, inner_df, _ = np.moveaxis(sums, -1, 0)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        msb, msw, k0 = between / between_df, inner / inner_df, _k0(sums)
+        total = msb + (k0 - 1) * msw  # can be 0 or less where repeats are few and unequal
+        single = np.where(total > 0, (msb - msw) / total, -1.0)
+        iccs = np.stack([single, (msb - msw) / msb], axis=-1)
+    known = (between_df >= 1) & (inner_df >= 1) & ((msb > _SAME**2) | (msw > _SAME**2))
+    return np.where(known[..., None], np.maximum(iccs, -1.0), np.nan)
+
+
 def _icc(sums: FloatArray) -> tuple[float | None, float | None]:
-    """ICC(1) and ICC(k0); None without repeats, or without candidates to compare."""
-    between, between_df, inner, inner_df, _ = sums
-    if between_df < 1 or inner_df < 1:
-        return None, None
-    msb, msw, k0 = between / between_df, inner / inner_df, float(_k0(sums))
-    tiny = _SAME**2  # of rounding: squares of differences that count as none
-    if msb <= tiny and msw <= tiny:
-        return None, None
-    single = float((msb - msw) / (msb + (k0 - 1) * msw))
-    return single, float((msb - msw) / msb) if msb > tiny else None
+    """ICC(1) and ICC(k0) for sums of shape ``[5]``; None where they are not known."""
+    single, mean = _iccs(sums)
+    return (None, None) if np.isnan(single) else (float(single), float(mean))
 
 
 def _interval(sums: FloatArray) -> tuple[float, float] | None:
@@ -282,10 +290,10 @@ def _interval(sums: FloatArray) -> tuple[float, float] | None:
         return None
     rng = np.random.default_rng(0)
     counts = rng.multinomial(passages - 1, np.full(passages, 1 / passages), size=_RESAMPLES)
-    drawn = [icc for icc, _ in map(_icc, counts @ sums) if icc is not None]
-    if not drawn:
+    drawn = _iccs(counts @ sums)[:, 0]
+    if np.isnan(drawn).all():
         return None
-    low, high = np.quantile(drawn, [0.025, 0.975])
+    low, high = np.nanquantile(drawn, [0.025, 0.975])
     return float(low), float(high)
 
 

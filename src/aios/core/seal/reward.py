@@ -14,7 +14,7 @@ what is made of it:
 paired differences over the questions stands in: it measures how far a result depends on which
 questions were asked (as independent draws), and knows nothing of how it varies over training
 seeds. The improvement must exceed ``z`` times the noise; 1.645 lets 5 % of the candidates without
-effect pass (one-sided, normal approximation).
+effect pass (one-sided, normal approximation; with the stand-in of five questions it is about 9 %).
 
 **Loss over questions** is weighted by tokens, as `metrics.summarize` does it: the summed negative
 log-probability of all answer tokens over their number. Perplexity is its exponential.
@@ -33,6 +33,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
+from statistics import fmean
 from typing import ClassVar, Literal, TypeAlias
 
 from aios.core.data.probes import Probe
@@ -48,6 +49,8 @@ from aios.core.types import Failure, Passage
 Threshold: TypeAlias = "float | Literal['auto'] | None"
 
 Z_ONE_SIDED_95 = 1.645
+
+_ROUNDING = 1e-12  # means of equal accuracies may differ by so much
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,18 +88,6 @@ class Reward:
 
     def __float__(self) -> float:
         return self.value
-
-
-@dataclass(frozen=True, slots=True)
-class _Measured:
-    """A quantity over questions, and how far each question pulls it from where it is.
-
-    ``pulls`` (influence values, summing to 0) give the standard error of the quantity, and their
-    differences that of a paired difference: ``sqrt(sum pulls^2 / (n (n - 1)))``.
-    """
-
-    value: float
-    pulls: tuple[float, ...]
 
 
 class RewardFunction(ABC):
@@ -174,8 +165,7 @@ class RewardFunction(ABC):
         rule = _rule(threshold)
         if self.baseline is None and rule != "number":
             raise UsageError(
-                f"a reward with threshold {threshold!r} compares with the base model, and there"
-                " is none",
+                f"a reward with threshold {threshold!r} needs a base model to compare with",
                 "Give the reward function a baseline, or a number as threshold.",
             )
         probes = as_probes(validation_dataset)
@@ -212,18 +202,12 @@ class RewardFunction(ABC):
         _rule(threshold)
         if not questions:
             raise DataError("there are no questions to reward by", "give passages with questions")
-        old = None if before is None else self._measure_answers(questions, before)
-        new = self._measure_answers(questions, after)
-        pulls = new.pulls
-        if old is not None:
-            pulls = tuple(b - a for a, b in zip(old.pulls, new.pulls, strict=True))
-        return self._decide(
-            None if old is None else old.value,
-            new.value,
-            len(questions),
-            _standard_error(pulls),
-            threshold,
-        )
+        new, pulls = self._measure_answers(questions, after)
+        old = None
+        if before is not None:
+            old, old_pulls = self._measure_answers(questions, before)
+            pulls = [b - a for a, b in zip(old_pulls, pulls, strict=True)]
+        return self._decide(old, new, len(questions), _standard_error(pulls), threshold)
 
     def combine(self, rewards: Sequence[Reward], threshold: Threshold = "auto") -> Reward:
         """The reward of a candidate from those of its repeats (any thresholds), all successes.
@@ -241,20 +225,29 @@ class RewardFunction(ABC):
         first = rewards[0]
         if {(r.kind, r.grader, r.n) for r in rewards} != {(self.kind, self.grader.name, first.n)}:
             raise ValueError("rewards of different kinds cannot be combined")
-        befores = [r.before for r in rewards if r.before is not None]
-        errors = [r.standard_error for r in rewards if r.standard_error is not None]
+        trials = [r for r in rewards for _ in range(r.repeats)]
+        befores = [r.before for r in trials if r.before is not None]
+        errors = [r.standard_error for r in trials if r.standard_error is not None]
         return self._decide(
-            _mean(befores) if len(befores) == len(rewards) else None,
-            _mean([r.after for r in rewards]),
+            fmean(befores) if len(befores) == len(trials) else None,
+            fmean([r.after for r in trials]),
             first.n,
-            _mean(errors) if errors else None,
+            fmean(errors) if errors else None,
             threshold,
-            sum(r.repeats for r in rewards),
+            len(trials),
         )
 
     @abstractmethod
-    def _measure(self, grades: Sequence[float], tokens: Sequence[int]) -> _Measured:
-        """The quantity of a model from its grades and the reference answers' tokens."""
+    def _measure(self, grades: Sequence[float], tokens: Sequence[int]) -> tuple[float, list[float]]:
+        """The quantity of a model, and how far each question pulls it from where it is.
+
+        Args:
+            grades: One a question, in order.
+            tokens: Tokens of each reference answer.
+
+        Returns:
+            The quantity, and its influence values (they sum to 0; see `_standard_error`).
+        """
 
     def _is_reached(self, value: float, threshold: float) -> bool:
         """Whether a quantity is better than a number."""
@@ -262,7 +255,7 @@ class RewardFunction(ABC):
 
     def _measure_answers(
         self, questions: Sequence[Probe], answered: Sequence[Answered]
-    ) -> _Measured:
+    ) -> tuple[float, list[float]]:
         check_same_questions(questions, answered)
         grades = self.grader.grade(questions, answered)
         return self._measure(grades, [one.score.tokens for one in answered])
@@ -283,15 +276,13 @@ class RewardFunction(ABC):
             limit = float(threshold)
             value = float(self._is_reached(after, limit))
         elif improvement is None:
-            raise UsageError(
-                f"a reward with threshold {threshold!r} needs the base model's answers",
-                "Give them, or a number as threshold.",
-            )
+            message = f"a reward with threshold {threshold!r} needs the base model's answers"
+            raise UsageError(message, "Give them, or a number as threshold.")
         elif threshold is None:
             value = improvement
         else:
             limit = self._margin(standard_error, repeats)
-            value = float(improvement > limit)
+            value = float(improvement > limit + _ROUNDING)
         return Reward(
             value=value,
             before=before,
@@ -325,12 +316,11 @@ class ValidationLossReward(RewardFunction):
     sign = -1
     default_grader = "logprob"
 
-    def _measure(self, grades: Sequence[float], tokens: Sequence[int]) -> _Measured:
+    def _measure(self, grades: Sequence[float], tokens: Sequence[int]) -> tuple[float, list[float]]:
         total = sum(tokens)
         loss = -math.fsum(g * t for g, t in zip(grades, tokens, strict=True)) / total
         scale = len(grades) / total
-        pulls = tuple((-g - loss) * t * scale for g, t in zip(grades, tokens, strict=True))
-        return _Measured(loss, pulls)
+        return loss, [(-g - loss) * t * scale for g, t in zip(grades, tokens, strict=True)]
 
 
 class PerplexityReward(ValidationLossReward):
@@ -338,10 +328,10 @@ class PerplexityReward(ValidationLossReward):
 
     kind = "perplexity"
 
-    def _measure(self, grades: Sequence[float], tokens: Sequence[int]) -> _Measured:
-        loss = super()._measure(grades, tokens)
-        value = perplexity(loss.value)
-        return _Measured(value, tuple(value * pull for pull in loss.pulls))
+    def _measure(self, grades: Sequence[float], tokens: Sequence[int]) -> tuple[float, list[float]]:
+        loss, pulls = super()._measure(grades, tokens)
+        value = perplexity(loss)
+        return value, [value * pull for pull in pulls]
 
 
 class AccuracyReward(RewardFunction):
@@ -351,12 +341,12 @@ class AccuracyReward(RewardFunction):
     sign = 1
     default_grader = "exact"
 
-    def _measure(self, grades: Sequence[float], tokens: Sequence[int]) -> _Measured:
-        value = _mean(grades)
-        return _Measured(value, tuple(grade - value for grade in grades))
+    def _measure(self, grades: Sequence[float], tokens: Sequence[int]) -> tuple[float, list[float]]:
+        value = fmean(grades)
+        return value, [grade - value for grade in grades]
 
     def _is_reached(self, value: float, threshold: float) -> bool:
-        return value >= threshold
+        return value >= threshold - _ROUNDING
 
 
 def reward_of_outcome(
@@ -376,8 +366,8 @@ def reward_of_outcome(
         threshold: See the module's head.
 
     Returns:
-        The reward; or the trial's own failure; or a failure at the boundary ``score`` where a
-        score is not finite, the judge failed, or the questions are too few.
+        The reward; the trial's own failure; or one at the boundary ``score`` where a score is
+        not finite, the judge failed, or the questions are too few.
 
     Raises:
         UsageError: As `RewardFunction.of`, but for its `DataError`.
@@ -405,9 +395,6 @@ def _rule(threshold: object) -> Literal["number", "auto", "improvement"]:
 
 
 def _standard_error(pulls: Sequence[float]) -> float | None:
+    """``sqrt(sum pulls^2 / (n (n - 1)))``; None for a single question."""
     n = len(pulls)
     return math.sqrt(math.fsum(x * x for x in pulls) / (n * (n - 1))) if n > 1 else None
-
-
-def _mean(values: Sequence[float]) -> float:
-    return math.fsum(values) / len(values)

@@ -1,0 +1,236 @@
+"""The bench beyond its contract: memory, mixed shapes, numbers that are none, trunk, answers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from aios.backends import bank_memory
+from aios.backends.adapter_training import TorchAdapterTrainer
+from aios.backends.bank_memory import activation_bytes, plan_memory
+from aios.backends.bank_training import BankTrainer, Training, choose_pass
+from aios.backends.lora_bank import LoraBank
+from aios.backends.torch_lm import TorchLM
+from aios.backends.trial_bench import TorchTrialBench
+from aios.core.errors import UsageError
+from aios.core.events import Event, Notice
+from aios.core.trials import TrialJob, TrialOutcome
+from aios.core.types import GenerationRequest, SamplingParams
+from tests.tiny_model import build_llama
+from tests.trial_jobs import RECIPE, questions, tiny_lm, trial
+
+
+@pytest.fixture(scope="module")
+def exact() -> TorchLM:
+    return tiny_lm(torch.float64)
+
+
+def outcomes(bench: TorchTrialBench, jobs: Sequence[TrialJob]) -> dict[str, TrialOutcome]:
+    return {outcome.job_id: outcome for outcome in bench.run(jobs)}
+
+
+def losses(outcome: TrialOutcome) -> tuple[float, ...]:
+    assert outcome.metrics is not None
+    return outcome.metrics.losses
+
+
+def test_jobs_wait_for_room_and_all_are_done(exact: TorchLM) -> None:
+    jobs = [trial(i, max_steps=1 + i % 3) for i in range(7)]
+    found = outcomes(TorchTrialBench(exact, groups=2), jobs)
+    assert [len(losses(found[job.id])) for job in jobs] == [1 + i % 3 for i in range(7)]
+    everything = outcomes(TorchTrialBench(exact, groups=7), jobs)
+    for job in jobs:
+        assert losses(found[job.id]) == pytest.approx(losses(everything[job.id]), abs=1e-10)
+
+
+def test_jobs_of_other_shapes_are_trained_too(exact: TorchLM) -> None:
+    wide = replace(RECIPE, rank=8)
+    jobs = [trial(0), trial(1, recipe=wide), trial(2), trial(3, trunk_layers=1)]
+    found = outcomes(TorchTrialBench(exact), jobs)
+    for job in jobs:
+        (alone,) = TorchTrialBench(exact).run([job])
+        assert losses(found[job.id]) == pytest.approx(losses(alone), abs=1e-10)
+
+
+def test_out_of_memory_halves_the_groups_and_changes_no_number(
+    exact: TorchLM, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    jobs = [trial(i) for i in range(6)]
+    expected = outcomes(TorchTrialBench(exact), jobs)
+    take = BankTrainer.take
+    calls = []
+
+    def starved(self: BankTrainer, members: Sequence[Training]) -> None:
+        calls.append(len(members))
+        if len(members) > 2:
+            self.bank.collect(len(members))
+            raise torch.OutOfMemoryError("no memory left")
+        take(self, members)
+
+    monkeypatch.setattr(BankTrainer, "take", starved)
+    events: list[Event] = []
+    bench = TorchTrialBench(exact, groups=6)
+    found = {o.job_id: o for o in bench.run(jobs, emit=events.append)}
+    assert calls[0] > 2
+    assert max(calls[3:]) <= 2
+    warnings = [e.message for e in events if isinstance(e, Notice)]
+    assert "going on with 3 trainings" in warnings[0]
+    for job in jobs:
+        assert losses(found[job.id]) == pytest.approx(losses(expected[job.id]), abs=1e-10)
+
+
+def test_out_of_memory_with_one_training_is_its_failure(
+    exact: TorchLM, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def starved(self: BankTrainer, members: Sequence[Training]) -> None:
+        raise torch.OutOfMemoryError("no memory left")
+
+    monkeypatch.setattr(BankTrainer, "take", starved)
+    found = outcomes(TorchTrialBench(exact), [trial(0), trial(1)])
+    for outcome in found.values():
+        assert outcome.failure is not None
+        assert outcome.failure.boundary == "train"
+        assert outcome.failure.retryable
+        assert "out of memory" in outcome.failure.error
+
+
+def test_a_loss_that_is_not_finite_fails_its_trial_alone(exact: TorchLM) -> None:
+    wild = replace(RECIPE, learning_rate=1e200, grad_clip=0.0, epochs=6)
+    jobs = [trial(0), trial(1, recipe=wild), trial(2)]
+    found = outcomes(TorchTrialBench(exact), jobs)
+    failure = found["trial-1"].failure
+    assert failure is not None
+    assert "infinite or NaN" in failure.error
+    assert found["trial-1"].answers == ()
+    (alone,) = TorchTrialBench(exact).run([jobs[0]])
+    assert losses(found["trial-0"]) == pytest.approx(losses(alone), abs=1e-10)
+
+
+def test_a_text_too_long_fails_its_trial_alone(exact: TorchLM) -> None:
+    short = replace(RECIPE, max_seq_len=16)
+    found = outcomes(TorchTrialBench(exact), [trial(0, recipe=short), trial(1)])
+    failure = found["trial-0"].failure
+    assert failure is not None
+    assert "the limit is 16" in failure.error
+    assert found["trial-1"].failure is None
+
+
+def test_answers_and_scores_are_those_of_the_expert(exact: TorchLM) -> None:
+    job = trial(3, write_answers=True)
+    other = trial(4, write_answers=True, max_answer_tokens=3)
+    found = outcomes(TorchTrialBench(exact), [job, other])
+    ((_, expert, metrics),) = TorchTrialBench(exact).train([job])  # type: ignore[misc]
+    assert metrics.losses == pytest.approx(losses(found[job.id]), abs=1e-10)
+    scores = expert.score([p.request for p in job.questions])
+    greedy = SamplingParams(0.0, 1.0, 16, ("\n",))
+    written = expert.generate([GenerationRequest(p.prompt, (0,), greedy) for p in job.questions])
+    for answered, score, (completion,) in zip(found[job.id].answers, scores, written, strict=True):
+        assert answered.score.logprob == pytest.approx(score.logprob, abs=1e-4)
+        assert answered.score.tokens == score.tokens
+        assert answered.text == completion.text.strip()
+    assert all(answered.text is not None for answered in found[other.id].answers)
+
+
+def test_exported_adapter_gives_the_same_output_when_peft_loads_it(
+    exact: TorchLM, tmp_path: Path
+) -> None:
+    lm = tiny_lm(torch.float32)
+    for trunk_layers in (0, 1):
+        job = trial(1, trunk_layers=trunk_layers)
+        ((_, expert, _),) = TorchTrialBench(lm).train([job])  # type: ignore[misc]
+        reference = expert.export(tmp_path / str(trunk_layers))
+        trainer = TorchAdapterTrainer(lm)
+        loaded = trainer.attach(reference)
+        requests = [p.request for p in questions()]
+        for one, other in zip(expert.score(requests), loaded.score(requests), strict=True):
+            assert one.logprob == pytest.approx(other.logprob, abs=1e-4)
+        assert expert.score(requests) != lm.score(requests)
+        trainer.detach(loaded)
+
+
+def test_trains_over_an_expert_and_leaves_it_as_it_was(tmp_path: Path) -> None:
+    lm = tiny_lm(torch.float32)
+    ((_, first, _),) = TorchTrialBench(lm).train([trial(1)])  # type: ignore[misc]
+    trainer = TorchAdapterTrainer(lm)
+    parent = trainer.attach(first.export(tmp_path / "parent"))
+    assert isinstance(parent, TorchLM)
+    requests = [p.request for p in questions()]
+    before = parent.score(requests)
+    job = trial(2)
+    ((_, child, metrics),) = TorchTrialBench(parent).train([job])  # type: ignore[misc]
+    (over_base,) = TorchTrialBench(lm).run([job])
+    assert metrics.losses[0] != pytest.approx(losses(over_base)[0], abs=1e-3)
+    assert child.score(requests) != before
+    assert parent.score(requests) == before
+    with pytest.raises(UsageError, match="needs that expert"):
+        child.export(tmp_path / "child")
+
+
+def test_a_trunk_leaves_its_layers_alone_and_is_computed_once(
+    exact: TorchLM, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    passes = []
+    layer = exact.model.model.layers[0]
+    hook = layer.register_forward_pre_hook(lambda *_: passes.append(1))
+    job = trial(2, trunk_layers=1, recipe=replace(RECIPE, epochs=4), questions=())
+    try:
+        (outcome,) = TorchTrialBench(exact).run([job])
+    finally:
+        hook.remove()
+    assert len(losses(outcome)) == 8
+    assert len(passes) <= 4  # two batches of the first epoch, and the check
+    (whole,) = TorchTrialBench(exact).run([replace(job, trunk_layers=0)])
+    assert losses(outcome)[0] == pytest.approx(losses(whole)[0], abs=1e-10)
+    assert losses(outcome)[-1] != pytest.approx(losses(whole)[-1], abs=1e-6)
+
+
+@pytest.mark.parametrize("layers", [2, 5])
+def test_a_trunk_of_the_whole_model_is_refused(exact: TorchLM, layers: int) -> None:
+    with pytest.raises(UsageError, match="trunk_layers"):
+        list(TorchTrialBench(exact).run([trial(0, trunk_layers=layers)]))
+
+
+def test_patience_ends_a_training_whose_loss_does_not_fall(exact: TorchLM) -> None:
+    still = replace(RECIPE, learning_rate=1e-300, epochs=9)
+    (outcome,) = TorchTrialBench(exact).run([trial(0, recipe=still, patience=2)])
+    assert outcome.metrics is not None
+    assert outcome.metrics.stopped_early
+    assert outcome.metrics.steps == 6  # an epoch, and two that were no better
+
+
+def test_plan_fits_the_memory_and_has_one_group_at_least(
+    exact: TorchLM, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bank = LoraBank(exact.model, 4, 8)
+    plan = plan_memory(bank)
+    assert plan.training_bytes == 3 * 8 * bank.length
+    assert plan_memory(bank, groups=3).groups == 3
+    for free in (10**4, 4 * 10**6, 10**7):
+        monkeypatch.setattr(bank_memory, "free_memory", lambda device, free=free: free)
+        fitted = plan_memory(bank, pass_tokens=16)
+        taken = fitted.groups * fitted.training_bytes + fitted.pass_bytes
+        assert fitted.groups == 1 or taken <= 0.8 * free
+    assert fitted.groups > 1
+
+
+def test_activations_grow_with_the_model() -> None:
+    small, large = build_llama(), build_llama(num_hidden_layers=4, intermediate_size=256)
+    assert activation_bytes(large, torch.float32) > activation_bytes(small, torch.float32)
+
+
+def test_a_pass_takes_the_least_advanced_and_those_of_its_size(exact: TorchLM) -> None:
+    made = []
+    for number, size in enumerate((1, 4, 1, 4, 4)):
+        job = trial(number, recipe=replace(RECIPE, batch_size=size), examples=4)
+        encoded = [exact.encode_request(p.request) for p in questions()] * 2
+        made.append(Training.begin(job, encoded, torch.zeros(8)))
+    made[0].losses = [1.0]
+    everyone = choose_pass(made[1:], 10_000, 10)
+    assert everyone[0] in (made[1], made[3], made[4])
+    assert set(everyone) >= {made[1], made[3], made[4]}
+    assert len(choose_pass(made, 10_000, 2)) == 2
+    assert choose_pass(made[:1], 1, 10) == [made[0]]
