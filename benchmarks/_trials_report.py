@@ -192,20 +192,23 @@ def report_quality(report: Report, played: Played) -> None:
 
     Only the first passage of each round, which every contestant in this table has tried in full.
     """
-    chosen: dict[str, list[float]] = {}
-    for name, turns in played.turns.items():
-        pairs = list(zip(turns, played.tasks, strict=True))
-        if all(_is_complete(turn, task.lessons[0]) for turn, task in pairs):
-            chosen[name] = [chosen_gain(turn, task.lessons[0]) for turn, task in pairs]
-            means = [mean_gain(turn, task.lessons[0]) for turn, task in pairs]
-            report.add(name, "answers' gain, chosen candidate", "nats/token", chosen[name])
-            report.add(name, "answers' gain, all candidates", "nats/token", means)
-    for name, gains in chosen.items():
-        if name != PEFT_FULL and PEFT_FULL in chosen:
-            more = [a - b for a, b in zip(gains, chosen[PEFT_FULL], strict=True)]
-            report.add(
-                f"{name} − {PEFT_FULL}", "answers' gain, chosen candidate", "nats/token", more
-            )
+    of = {"chosen candidate": chosen_gain, "all candidates": mean_gain}
+    lessons = [task.lessons[0] for task in played.tasks]
+    complete = [
+        name
+        for name, turns in played.turns.items()
+        if all(_is_complete(turn, lesson) for turn, lesson in zip(turns, lessons, strict=True))
+    ]
+    for which, gain in of.items():
+        gains = {
+            name: [gain(t, lesson) for t, lesson in zip(played.turns[name], lessons, strict=True)]
+            for name in complete
+        }
+        for name, mine in gains.items():
+            report.add(name, f"answers' gain, {which}", "nats/token", mine)
+            if name != PEFT_FULL and PEFT_FULL in gains:
+                more = [a - b for a, b in zip(mine, gains[PEFT_FULL], strict=True)]
+                report.add(f"{name} − {PEFT_FULL}", f"answers' gain, {which}", "nats/token", more)
 
 
 def chosen_gain(turn: Turn, lesson: Lesson) -> float:

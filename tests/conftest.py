@@ -45,17 +45,21 @@ settings.load_profile("ci" if os.environ.get("CI") else "default")
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:
-    """What is imported by now stays to the end, so no collection of garbage need look at it again.
-
-    A collection visits every object: with torch and transformers loaded, that is a quarter of a
-    second each time that the torch backend gives memory back.
-    """
-    gc.collect()
-    gc.freeze()
     if session.config.option.collectonly:
         return
     if any("process_server" in getattr(item, "fixturenames", ()) for item in session.items):
         killed_process.start_server()  # its imports take seconds: it has them behind it when needed
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _keep_what_is_imported() -> None:
+    """What is alive between two modules stays, so no later collection of garbage looks at it.
+
+    A collection visits every object otherwise: with torch and transformers loaded, that is a
+    quarter of a second each time that the torch backend gives memory back.
+    """
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")

@@ -13,19 +13,25 @@ __version__ = "0.1.0"
 
 _EXPORTS = {
     "AIOSError": "aios.core.errors",
+    "AccuracyReward": "aios.core.seal.reward",
     "AutoTrainingOrchestrator": "aios.core.training.auto_training_orchestrator",
     "Config": "aios.core.config.schemas",
     "Passage": "aios.core.types",
+    "PerplexityReward": "aios.core.seal.reward",
     "PromptBuilder": "aios.core.seal.prompts",
     "Question": "aios.core.types",
     "SelfEdit": "aios.core.types",
     "SelfEditGenerator": "aios.core.seal.self_edit_generator",
     "SelfEditStrategy": "aios.core.seal.strategies",
+    "TTTTrainer": "aios.core.seal.test_time_training",
     "TorchLM": "aios.backends.torch_lm",
+    "ValidationLossReward": "aios.core.seal.reward",
     "generate_edits": "aios.app.generate",
     "get_strategy": "aios.core.seal.strategies",
     "load_config": "aios.app.api",
     "load_model": "aios.app.api",
+    "open_executor": "aios.app.api",
+    "race": "aios.core.seal.racing",
     "read_passages": "aios.core.data.readers",
     "run_ab_test": "aios.app.ab_test",
     "train_expert": "aios.app.train_expert",
@@ -37,6 +43,7 @@ if TYPE_CHECKING:
     from aios.app.ab_test import run_ab_test as run_ab_test
     from aios.app.api import load_config as load_config
     from aios.app.api import load_model as load_model
+    from aios.app.api import open_executor as open_executor
     from aios.app.generate import generate_edits as generate_edits
     from aios.app.train_expert import train_expert as train_expert
     from aios.backends.torch_lm import TorchLM as TorchLM
@@ -44,12 +51,15 @@ if TYPE_CHECKING:
     from aios.core.data.readers import read_passages as read_passages
     from aios.core.errors import AIOSError as AIOSError
     from aios.core.seal.prompts import PromptBuilder as PromptBuilder
+    from aios.core.seal.racing import race as race
+    from aios.core.seal.reward import AccuracyReward as AccuracyReward
+    from aios.core.seal.reward import PerplexityReward as PerplexityReward
+    from aios.core.seal.reward import ValidationLossReward as ValidationLossReward
     from aios.core.seal.self_edit_generator import SelfEditGenerator as SelfEditGenerator
     from aios.core.seal.strategies import SelfEditStrategy as SelfEditStrategy
     from aios.core.seal.strategies import get_strategy as get_strategy
-    from aios.core.training.auto_training_orchestrator import (
-        AutoTrainingOrchestrator as AutoTrainingOrchestrator,
-    )
+    from aios.core.seal.test_time_training import TTTTrainer as TTTTrainer
+    from aios.core.training.auto_training_orchestrator import AutoTrainingOrchestrator as AutoTrainingOrchestrator
     from aios.core.types import Passage as Passage
     from aios.core.types import Question as Question
     from aios.core.types import SelfEdit as SelfEdit

@@ -133,9 +133,13 @@ def test_a_model_with_a_bench_of_its_own_needs_no_other_argument() -> None:
 
 
 def test_a_model_that_cannot_be_trained_here_is_refused(model: ScriptedModel) -> None:
-    for train in (TTTTrainer().train_temporary_expert, TTTTrainer().train_many):
+    calls: list[Callable[[], object]] = [
+        lambda: TTTTrainer().train_temporary_expert(model, EDIT),
+        lambda: TTTTrainer().train_many(model, [EDIT]),
+    ]
+    for call in calls:
         with pytest.raises(UsageError, match="no adapter can be trained on scripted") as caught:
-            train(model, [EDIT])  # type: ignore[arg-type]
+            call()
         assert "bench_for" in caught.value.remedy
     with pytest.raises(UsageError):
         own_bench(model)
@@ -375,7 +379,8 @@ def test_none_give_nothing(model: ScriptedModel, bench: Bench) -> None:
 
 
 def test_the_same_edit_may_come_twice(model: ScriptedModel, bench: Bench) -> None:
-    found = list(trainer(bench).train_many(model, [EDIT, EDIT, EDIT.text]))
+    wanted: list[str | SelfEdit] = [EDIT, EDIT, EDIT.text]
+    found = list(trainer(bench).train_many(model, wanted))
     assert len(found) == 3
     assert not any(isinstance(result, Failure) for result in found)
 

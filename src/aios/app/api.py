@@ -6,10 +6,10 @@ import json
 import os
 from pathlib import Path
 
-from aios.app import models
+from aios.app import models, trials
 from aios.core.config import loader
 from aios.core.config.schemas import Config
-from aios.core.protocols import LanguageModel
+from aios.core.protocols import Executor, LanguageModel
 
 
 def load_config(*overrides: str, config_file: Path | str | None = None) -> Config:
@@ -45,3 +45,22 @@ def load_model(name: str | None = None, *, offline: bool = False) -> LanguageMod
     if offline:
         overrides.append("model.offline=true")
     return models.load_model(load_config(*overrides))
+
+
+def open_executor(
+    name: str | None = None, kind: trials.ExecutorKind = "local", *, workers: int = 1
+) -> Executor:
+    """Where trials of self-edits are run: training temporary adapters, asking them questions.
+
+    Args:
+        name: The base model, as for `load_model`.
+        kind: ``local`` (this process), ``process`` (worker processes on this machine) or ``ray``.
+        workers: How many workers, for the last two.
+
+    Raises:
+        ConfigError: As `load_model`.
+        ModelError: As `load_model`.
+        UsageError: An unknown kind; no adapter can be trained on the model; Ray is not installed.
+    """
+    overrides = [f"model.name={json.dumps(name)}"] if name is not None else []
+    return trials.open_executor(load_config(*overrides), kind, workers=workers)

@@ -202,17 +202,8 @@ class BankTrainer:
             RuntimeError: Out of memory, as torch raises it; no training has moved then.
         """
         began = time.perf_counter()
-        gradients = self.bank.collect(len(members))
-        self.bank.load([training.row for training in members])
         batches = [[t.encoded[i] for i in t.batch()] for t in members]
-        labels = [sum(e.label_count for e in batch) for batch in batches]
-        losses = torch.zeros(len(members), dtype=self.bank.exact, device=self.bank.device)
-        if len(members) == 1:
-            lengths = [len(e.ids) for e in batches[0]]
-            for part in fill_rows(lengths, self.pass_tokens):
-                losses += self._backward([[batches[0][i] for i in part]], labels)
-        else:
-            losses += self._backward(batches, labels)
+        gradients, losses = self.gradient([t.row for t in members], batches)
         norms = torch.linalg.vector_norm(gradients, dim=1)
         found = torch.stack([losses, norms]).cpu().tolist()
         tokens = [t.next_tokens() for t in members]
@@ -221,6 +212,29 @@ class BankTrainer:
         seconds = time.perf_counter() - began
         for training, share in zip(members, tokens, strict=True):
             training.seconds += seconds * share / sum(tokens)
+
+    def gradient(
+        self, rows: Sequence[Tensor], batches: Sequence[Sequence[Encoded]]
+    ) -> tuple[Tensor, Tensor]:
+        """Loss and gradient of each adapter on its batch.
+
+        Args:
+            rows: The adapters' weights, each ``[P]``.
+            batches: For each adapter its sequences. Those of a single adapter may be more than a
+                pass holds.
+
+        Returns:
+            The gradients ``[G, P]``, which the next call overwrites, and the losses ``[G]``.
+        """
+        gradients = self.bank.collect(len(rows))
+        self.bank.load(rows)
+        labels = [sum(e.label_count for e in batch) for batch in batches]
+        if len(rows) > 1:
+            return gradients, self._backward(batches, labels)
+        losses = torch.zeros(1, dtype=self.bank.exact, device=self.bank.device)
+        for part in fill_rows((len(e.ids) for e in batches[0]), self.pass_tokens):
+            losses += self._backward([[batches[0][i] for i in part]], labels)
+        return gradients, losses
 
     def _backward(self, batches: Sequence[Sequence[Encoded]], labels: Sequence[int]) -> Tensor:
         """Adds the gradients of these batches; gives each group's part of its loss, ``[G]``.

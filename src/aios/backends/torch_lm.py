@@ -10,8 +10,8 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
 
 import torch
 from peft import PeftModel
@@ -32,6 +32,9 @@ from aios.core.errors import BackendError, ModelError, NonFiniteError
 from aios.core.streaming import Generated, collect
 from aios.core.types import Completion, GenerationRequest, Score, ScoreRequest
 
+if TYPE_CHECKING:
+    from aios.backends.trial_bench import TorchTrialBench
+
 _WIDTH = 32  # completions written at a time, where nobody says otherwise
 _ROW_TOKENS = 512  # most tokens of a packed row; measured best on a CPU
 
@@ -45,12 +48,14 @@ class _Weights:
         row_tokens: Most tokens of a packed row; None until the model has been examined.
         named: Adapters named so far.
         decodable: Whether the model has been found to write as it should.
+        benches: Where temporary adapters are trained, by the adapter that they are over.
     """
 
     module: Any
     row_tokens: int | None = None
     named: int = 0
     decodable: bool = False
+    benches: dict[str | None, TorchTrialBench] = field(default_factory=dict)
 
 
 class TorchLM:
@@ -241,6 +246,14 @@ class TorchLM:
                 for i, score in zip(indices, _score_row(model, row, len(indices)), strict=True):
                     scores[i] = score
         return [s for s in scores if s is not None]
+
+    def trial_bench(self) -> TorchTrialBench:
+        """Where temporary adapters over this model are trained; the same at every call."""
+        from aios.backends.trial_bench import TorchTrialBench  # which needs this module
+
+        if self._adapter not in self._weights.benches:
+            self._weights.benches[self._adapter] = TorchTrialBench(self)
+        return self._weights.benches[self._adapter]
 
     def encode_request(self, request: ScoreRequest) -> Encoded:
         """Tokenises a score request; its continuation's tokens carry the labels.
