@@ -28,7 +28,8 @@ from aios.backends.devices import choose_device
 from aios.backends.models import resolve_model
 from aios.backends.torch_lm import TorchLM
 from aios.backends.trial_bench import TorchTrialBench
-from aios.core.seal import racing
+from aios.core.seal.racing import RacingSchedule, race
+from aios.core.seal.trial_set import Candidate as Runner
 from aios.core.trials import Answered, TrialJob, TrialOutcome
 from aios.core.types import TrainExample
 
@@ -153,8 +154,8 @@ class GroupedTrials:
         passages = {c.id: lesson.passage_id for lesson, c in all_candidates(task.lessons)}
         runners = [(lesson.passage_id, _runners(lesson)) for lesson in task.lessons]
         template = TrialJob("template", (), task.recipe, task.seed, trunk_layers=self._trunk_layers)
-        schedule = racing.RacingSchedule()
-        for result in racing.race(runners, self._bench, schedule, value, template=template):
+        schedule = RacingSchedule()
+        for result in race(runners, self._bench, schedule, value, template=template):
             if result.chosen is None or result.failures:
                 raise RuntimeError(f"trials failed: {[f.error for f in result.failures]}")
             turn.chosen[result.passage_id] = result.chosen.id
@@ -173,9 +174,9 @@ class GroupedTrials:
         )
 
 
-def _runners(lesson: Lesson) -> list[racing.Candidate]:
+def _runners(lesson: Lesson) -> list[Runner]:
     return [
-        racing.Candidate(c.id, lesson.passage_id, _examples(c.texts), lesson.questions)
+        Runner(c.id, lesson.passage_id, _examples(c.texts), lesson.questions)
         for c in lesson.candidates
     ]
 

@@ -135,7 +135,7 @@ class Host:
         settings: Arguments of `make`.
     """
 
-    def __init__(self, name: str, make: Callable[..., Contestant], **settings: Any) -> None:
+    def __init__(self, name: str, make: Callable[..., Any], **settings: Any) -> None:
         self.name = name
         context = multiprocessing.get_context("spawn")
         self._end, theirs = context.Pipe()
@@ -164,7 +164,7 @@ class Host:
             self._process.join()
 
 
-def _serve(end: Connection, make: Callable[..., Contestant], settings: dict[str, Any]) -> None:
+def _serve(end: Connection, make: Callable[..., Any], settings: dict[str, Any]) -> None:
     """Answers until the other end is closed."""
     contestant = make(**settings)
     while True:

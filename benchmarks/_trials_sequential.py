@@ -94,13 +94,14 @@ class SequentialTrials:
         if self._keep_memory:
             keep_freed_memory()
         warnings.filterwarnings("ignore", category=FutureWarning)
-        transformers.logging.set_verbosity_error()
+        transformers.logging.set_verbosity_error()  # type: ignore[no-untyped-call]
         transformers.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
         self._tokenizer: Any = AutoTokenizer.from_pretrained(self._folder, local_files_only=True)
         self._tokenizer.pad_token = self._tokenizer.eos_token or self._tokenizer.pad_token
-        self._base: Any = AutoModelForCausalLM.from_pretrained(
+        base: Any = AutoModelForCausalLM.from_pretrained(
             self._folder, local_files_only=True, dtype=getattr(torch, self._dtype)
-        ).to(self._device)
+        )
+        self._base = base.to(self._device)
         start_watch(self._device)
 
     def warm_up(self, task: Task) -> None:

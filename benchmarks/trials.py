@@ -29,7 +29,8 @@ import _trials_report as reports
 from _generation_job import rotated
 from _results import print_table, write_results
 from _trials_data import EXAMPLES, RELEASE, Lesson, all_candidates, choose, read_lessons
-from _trials_job import Host, Task, Turn
+from _trials_flops import Shape
+from _trials_job import TRAINING, Host, Task, Turn
 from _trials_report import Played, Report
 
 from aios.core.seeds import derive
@@ -72,7 +73,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         peaks,
         asked.padded_to,
         peer,
-        reports.Shape.of(config),
+        Shape.of(config),
         trunk_layers(config),
     )
     reports.report_speeds(report, played)
@@ -247,7 +248,7 @@ def padded_dtype(
         seconds = []
         for _ in range(2):  # in the first step all tensors' pages are fetched
             turn: Turn = host.ask("turn", task)
-            seconds.append(turn.seconds[reports.TRAINING])
+            seconds.append(turn.seconds[TRAINING])
             if seconds[0] > _MUCH_SLOWER * min(tried.values(), default=math.inf):
                 break
         hosts.pop().close()

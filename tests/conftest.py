@@ -131,14 +131,23 @@ def _package_versions() -> dict[str, str | None]:
 
 
 @pytest.fixture
+def quick_disk(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For tests that write many files: they do not wait for the disk.
+
+    A power cut is not tested (a kill is: the kernel keeps what was written), so syncs may be left
+    out. What the layers of files and storage do when one fails is tested where they are.
+    """
+    monkeypatch.setattr(os, "fsync", lambda fd: None)
+
+
+@pytest.fixture
 def quick_jobs(
-    monkeypatch: pytest.MonkeyPatch, _package_versions: dict[str, str | None]
+    monkeypatch: pytest.MonkeyPatch, quick_disk: None, _package_versions: dict[str, str | None]
 ) -> None:
     """For tests that run many jobs: what every job asks the machine for is asked once, or not.
 
     That is the revision of the sources, the versions of the packages, and the disk to have written
-    what it was given. A power cut is not tested (a kill is: the kernel keeps what was written), so
-    syncs may be left out.
+    what it was given.
     """
     from aios.app import ab_test
     from aios.storage import runs
@@ -146,4 +155,3 @@ def quick_jobs(
     monkeypatch.setattr(runs, "git_revision", lambda folder: None)
     for module in (runs, ab_test):
         monkeypatch.setattr(module, "package_versions", _package_versions.copy)
-    monkeypatch.setattr(os, "fsync", lambda fd: None)

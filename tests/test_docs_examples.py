@@ -12,6 +12,7 @@ import json
 import re
 import shlex
 import shutil
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -20,6 +21,7 @@ from typing import Any, get_args
 import click
 import pytest
 
+from aios.app import doctor
 from aios.cli.aios import cli, run
 from aios.core.config import keys
 from aios.core.data.readers import READERS
@@ -147,6 +149,12 @@ def options_of_the_program() -> frozenset[str]:
     return frozenset(found)
 
 
+@pytest.fixture(scope="module")
+def torch_probe() -> Callable[[], Mapping[str, Any]]:
+    """What ``aios doctor`` asks a process that imports torch, which takes seconds, asked once."""
+    return cache(doctor.probe_torch)
+
+
 @pytest.fixture
 def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     shutil.copytree(ROOT / "examples", tmp_path / "examples")
@@ -160,8 +168,13 @@ def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.mark.parametrize("page", PAGES)
 @pytest.mark.filterwarnings("default")  # what the examples import is not under test
 def test_the_examples_of_a_page_run(
-    page: str, workplace: Path, capsys: pytest.CaptureFixture[str]
+    page: str,
+    workplace: Path,
+    torch_probe: Callable[[], Mapping[str, Any]],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
+    monkeypatch.setattr(doctor, "probe_torch", torch_probe)
     namespace: dict[str, Any] = {"__name__": "__main__"}
     for block in blocks(page):
         where = f"docs/{page}:{block.line}"

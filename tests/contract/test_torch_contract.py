@@ -18,6 +18,8 @@ from tests.contract import adapter_trainer, language_model
 from tests.contract.adapter_trainer import Workbench
 from tests.tiny_model import build_tiny_model, source_of
 
+pytestmark = pytest.mark.usefixtures("quick_disk")
+
 
 @pytest.fixture(scope="module")
 def source(tmp_path_factory: pytest.TempPathFactory) -> ModelSource:

@@ -49,7 +49,7 @@ def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, quick_jobs: None) -> Path:
     """A folder to work in, with a file of four passages."""
     monkeypatch.chdir(tmp_path)
     write_passages(tmp_path / "passages.jsonl", 4)

@@ -27,7 +27,9 @@ from aios.core.errors import (
     UsageError,
 )
 from aios.core.events import Event, Notice, PassageGenerated, RunFinished, StageProgress
+from aios.core.files import locked
 from aios.core.types import Drop
+from aios.storage import journal
 from aios.storage.event_log import read_events
 from tests.test_app.scripted_jobs import (
     files_below,
@@ -528,8 +530,9 @@ def test_a_record_from_another_version_is_named(
 
 
 def test_two_runs_for_one_output_do_not_meet(
-    tmp_path: Path, passages: Path, output: Path, whole: bytes
+    tmp_path: Path, passages: Path, output: Path, whole: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(journal, "locked", lambda path, timeout: locked(path, timeout=0.05))
     config = make_config(tmp_path)
     met: list[str] = []
 

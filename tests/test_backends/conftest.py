@@ -13,6 +13,11 @@ if TYPE_CHECKING:
     from aios.backends.torch_lm import TorchLM
 
 
+@pytest.fixture(autouse=True)
+def _quick_disk(quick_disk: None) -> None:
+    """Checkpoints are written by the hundred here."""
+
+
 @pytest.fixture(scope="session")
 def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     import torch

@@ -111,7 +111,7 @@ def test_jobs_are_pulled_only_when_a_worker_has_room() -> None:
             yield job(f"{number}")
 
     book = dispatch(endless(), bank=3)
-    assert not book.done
+    assert not book.is_done()
     assert len(pulled) == 1
     book.pull([])
     assert len(pulled) == 1
@@ -124,15 +124,15 @@ def test_jobs_are_pulled_only_when_a_worker_has_room() -> None:
 
 def test_it_is_done_when_every_outcome_was_taken() -> None:
     book = dispatch(jobs("a"))
-    assert not book.done
+    assert not book.is_done()
     give(book, [0])
-    assert not book.done
+    assert not book.is_done()
     answer(book, 0, "a")
     book.finished(0)
-    assert not book.done
+    assert not book.is_done()
     assert taken(book) == ["a"]
-    assert book.done
-    assert dispatch([]).done
+    assert book.is_done()
+    assert dispatch([]).is_done()
 
 
 def test_what_a_lost_worker_had_begun_is_tried_once_more_elsewhere_job_by_job() -> None:
@@ -155,7 +155,7 @@ def test_what_a_lost_worker_had_begun_is_tried_once_more_elsewhere_job_by_job() 
     answer(book, 3, "c")
     book.finished(3)
     assert taken(book) == ["c"]
-    assert book.done
+    assert book.is_done()
 
 
 def test_a_retry_goes_to_the_same_worker_where_there_is_no_other() -> None:
@@ -182,7 +182,7 @@ def test_the_second_loss_is_a_failure_that_may_be_tried_again() -> None:
     failure = outcome.failure
     assert failure is not None
     assert (failure.boundary, failure.subject, failure.retryable) == ("train", "a", True)
-    assert book.done
+    assert book.is_done()
 
 
 def test_reports_of_batches_that_nobody_has_are_ignored() -> None:

@@ -341,14 +341,15 @@ from aios.backends import models
 from aios.backends.bundled import BundledModel
 from aios.core.events import Notice
 
-pins, cache, ready, seconds = json.loads(sys.argv[1]), sys.argv[2], sys.argv[3], sys.argv[4]
+pins, cache, ready, until = json.loads(sys.argv[1]), sys.argv[2], sys.argv[3], Path(sys.argv[4])
 model = BundledModel(**pins)
 models._BUNDLED = {model.name: model}
 
 def convert(gguf, out):
     (out / "config.json").write_text("{}")
     print("converting", flush=True)
-    time.sleep(float(seconds))
+    while not until.exists():
+        time.sleep(0.005)
     shutil.copytree(ready, out, dirs_exist_ok=True)
 
 def emit(event):
@@ -361,22 +362,22 @@ print("done", source.digest, flush=True)
 
 
 @pytest.fixture
-def start(wheel: Path, cache: Path, tmp_path: Path) -> Callable[[float], subprocess.Popen[str]]:
-    """Starts a process that prepares the model; its conversion takes so many seconds."""
+def start(wheel: Path, cache: Path, tmp_path: Path) -> Callable[[Path], subprocess.Popen[str]]:
+    """Starts a process that prepares the model; its conversion ends when a file is there."""
     ready = write_folder(tmp_path / "ready")
     pins = json.dumps(dataclasses.asdict(models._BUNDLED["tiny"]))
 
-    def start_one(seconds: float) -> subprocess.Popen[str]:
-        command = [sys.executable, "-c", CHILD, pins, str(cache), str(ready), str(seconds)]
+    def start_one(until: Path) -> subprocess.Popen[str]:
+        command = [sys.executable, "-c", CHILD, pins, str(cache), str(ready), str(until)]
         return subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
 
     return start_one
 
 
 def test_a_process_killed_in_the_middle_leaves_nothing_that_looks_finished(
-    start: Callable[[float], subprocess.Popen[str]], cache: Path
+    start: Callable[[Path], subprocess.Popen[str]], cache: Path, tmp_path: Path
 ) -> None:
-    with start(60) as process:
+    with start(tmp_path / "never") as process:
         assert process.stdout is not None
         assert process.stdout.readline() == "converting\n"
         process.send_signal(signal.SIGKILL)
@@ -389,18 +390,20 @@ def test_a_process_killed_in_the_middle_leaves_nothing_that_looks_finished(
 
 
 def test_of_two_processes_the_second_waits_and_uses_what_the_first_made(
-    start: Callable[[float], subprocess.Popen[str]],
+    start: Callable[[Path], subprocess.Popen[str]], tmp_path: Path
 ) -> None:
-    with start(1.0) as first:
+    go_on = tmp_path / "go-on"
+    with start(go_on) as first:
         assert first.stdout is not None
         assert first.stdout.readline() == "converting\n"
-        with start(0) as second:
+        with start(go_on) as second:
             assert second.stdout is not None
-            told = second.stdout.read().splitlines()
+            told = second.stdout.readline()
+            go_on.touch()
+            assert second.stdout.read().startswith("done")
         assert first.stdout.read().startswith("done")
     assert (first.returncode, second.returncode) == (0, 0)
-    assert told[0] == "another process is preparing tiny: waiting for it"
-    assert told[1].startswith("done")
+    assert told == "another process is preparing tiny: waiting for it\n"
 
 
 # ---------------------------------------------------------------- GGUF files

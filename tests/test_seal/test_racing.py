@@ -195,7 +195,11 @@ def test_results_do_not_depend_on_the_order_of_the_trials(
     answer = noisy(1.0)
 
     def sometimes(name: str, repeat: int, seed: int) -> float | None:
-        return None if random.Random(f"{name} {seed} fails").random() < 0.3 else answer(name, repeat, seed)
+        return (
+            None
+            if random.Random(f"{name} {seed} fails").random() < 0.3
+            else answer(name, repeat, seed)
+        )
 
     expected = run(sometimes, schedule, 12)
     assert any(result.failures for result in expected.values())

@@ -10,7 +10,7 @@ import hashlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
@@ -19,6 +19,9 @@ from aios.backends.lora_bank import LoraBank, Site
 from aios.backends.torch_lm import TorchLM
 from aios.core.errors import BackendError, UsageError
 from aios.core.types import AdapterRef
+
+if TYPE_CHECKING:
+    from aios.backends.trial_bench import TorchTrialBench
 
 
 class BankedLM(TorchLM):
@@ -59,6 +62,17 @@ class BankedLM(TorchLM):
             finally:
                 for site, _ in self._layers:
                     del site.module.forward  # the class's own is found again
+
+    def trial_bench(self) -> TorchTrialBench:
+        """No adapter can be trained over one that lives in memory only.
+
+        Raises:
+            UsageError: Always.
+        """
+        raise UsageError(
+            "no adapter can be trained on a temporary expert",
+            "export it, attach the adapter to the base model, and train on that",
+        )
 
     def export(self, folder: Path) -> AdapterRef:
         """Writes the adapter in PEFT layout; see `core.protocols.TemporaryExpert.export`."""

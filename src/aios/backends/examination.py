@@ -13,7 +13,7 @@ from torch import Tensor
 
 from aios.backends.bank_decoding import answer_groups
 from aios.backends.bank_scoring import score_groups
-from aios.backends.encoding import encode_prompt
+from aios.backends.encoding import Encoded, encode_prompt
 from aios.backends.lora_bank import LoraBank
 from aios.backends.torch_lm import TorchLM
 from aios.core.data.probes import Probe
@@ -49,14 +49,24 @@ class Examiner:
             questions: For each adapter its questions; may be empty.
             lengths: For each adapter the most tokens of a written answer; None: none is written.
             pass_tokens: Most tokens of a pass.
-
-        Raises:
-            BackendError: A question is too long for the context.
         """
-        texts = [[self._base.encode_request(p.request) for p in mine] for mine in questions]
-        scores = score_groups(bank, rows, texts, pass_tokens)
-        written = self._written(bank, rows, questions, lengths, pass_tokens)
-        return [_checked(*each) for each in zip(questions, scores, written, strict=True)]
+        encoded = [self._encoded(mine) for mine in questions]
+        asked = [i for i, mine in enumerate(encoded) if not isinstance(mine, BackendError)]
+        texts = [mine for mine in encoded if not isinstance(mine, BackendError)]
+        adapters = [rows[i] for i in asked]
+        probes = [questions[i] for i in asked]
+        scores = score_groups(bank, adapters, texts, pass_tokens)
+        limits = [lengths[i] for i in asked]
+        written = self._written(bank, adapters, probes, limits, pass_tokens)
+        found = iter(_checked(*each) for each in zip(probes, scores, written, strict=True))
+        return [mine if isinstance(mine, BackendError) else next(found) for mine in encoded]
+
+    def _encoded(self, questions: Sequence[Probe]) -> list[Encoded] | BackendError:
+        """The questions as tokens, or what is wrong with one of them."""
+        try:
+            return [self._base.encode_request(probe.request) for probe in questions]
+        except BackendError as error:
+            return error
 
     def _written(
         self,

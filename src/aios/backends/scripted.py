@@ -18,11 +18,15 @@ import re
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from aios.core.errors import BackendError, NonFiniteError
 from aios.core.seeds import derive
 from aios.core.streaming import Generated, collect
 from aios.core.types import Completion, FinishReason, GenerationRequest, Score, ScoreRequest
+
+if TYPE_CHECKING:
+    from aios.core.protocols import TrialBench
 
 SCRIPTED_NAME = "scripted"
 Script = Mapping["str | re.Pattern[str]", Sequence[str]]
@@ -118,6 +122,7 @@ class ScriptedModel:
         self._adapter_digest = adapter_digest
         self._sleep = sleep
         self._failures_left = self.faults.fail_times
+        self._bench: TrialBench | None = None
 
     @property
     def name(self) -> str:
@@ -164,6 +169,14 @@ class ScriptedModel:
     def format_chat(self, messages: Sequence[Mapping[str, str]]) -> str:
         """The contents, joined by blank lines."""
         return "\n\n".join(message["content"] for message in messages)
+
+    def trial_bench(self) -> TrialBench:
+        """Where temporary adapters over this model are trained; the same at every call."""
+        from aios.backends.scripted_trials import ScriptedTrialBench  # which needs this module
+
+        if self._bench is None:
+            self._bench = ScriptedTrialBench(self)
+        return self._bench
 
     def stream(
         self, requests: Iterable[GenerationRequest], *, width: int | None = None

@@ -13,7 +13,7 @@ each question once, not once a candidate.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence, Sized
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 
@@ -129,7 +129,7 @@ class TorchTrialBench:
         queue = TrialQueue(jobs)
         began = time.monotonic()
         done = 0
-        emit(StageStarted(_STAGE, 0, _STAGE))
+        emit(StageStarted(_STAGE, len(jobs) if isinstance(jobs, Sized) else 0, _STAGE))
         bench: _Bench | None = None
         try:
             while (bench := self._fill(queue, bench)) is not None:
@@ -193,14 +193,16 @@ class TorchTrialBench:
         with memory_errors("train"):
             training = Training.begin(job, usable or encoded, bench.initial(job.seed))
         limit = min(job.recipe.max_seq_len, self.base.context_length)
-        longest = max(len(e.ids) for e in training.encoded)
+        longest = max(range(len(encoded)), key=lambda i: len(encoded[i].ids))
         if not usable:
             training.error = BackendError(
                 f"trial {job.id} has nothing to train on: no text has a token with loss"
             )
-        elif longest > limit:
+        elif len(encoded[longest].ids) > limit:
             training.error = BackendError(
-                f"a training text of trial {job.id} has {longest} tokens; the limit is {limit}",
+                f"a training text of trial {job.id} (passage "
+                f"{job.examples[longest].passage_id or '?'}) has {len(encoded[longest].ids)} "
+                f"tokens; the limit is {limit}",
                 "lower data.max_passage_tokens or raise training.max_seq_len",
             )
         return training

@@ -51,8 +51,13 @@ def check_job(job: TrialJob) -> None:
     """Refuses a job that no bench can run.
 
     Raises:
-        UsageError: It has no examples, or asks for dropout.
+        UsageError: It has no examples, asks for dropout, or for less than one of something.
     """
+    recipe = job.recipe
+    counts = {"epochs": recipe.epochs, "batch_size": recipe.batch_size, "rank": recipe.rank}
+    for name, count in (*counts.items(), ("max_steps", job.max_steps)):
+        if count is not None and count < 1:
+            raise UsageError(f"trial {job.id}: {name} is {count}, must be at least 1")
     if not job.examples:
         raise UsageError(f"trial {job.id} has nothing to train on", "give it at least one example")
     if job.recipe.dropout:

@@ -167,8 +167,7 @@ class Dispatch:
         """Whether a worker has a batch."""
         return any(self._given.values())
 
-    @property
-    def done(self) -> bool:
+    def is_done(self) -> bool:
         """Whether every job has had its outcome taken. May pull one job to find out.
 
         Raises:

@@ -146,7 +146,7 @@ class WorkerPool:
         began, done, failed = time.monotonic(), 0, 0
         try:
             emit(StageStarted(_STAGE, len(jobs) if isinstance(jobs, Sized) else 0, _STAGE))
-            while not dispatch.done:
+            while not dispatch.is_done():
                 if should_stop():
                     raise RunInterrupted(
                         f"trials were stopped after {done} were done",
