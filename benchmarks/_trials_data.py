@@ -8,7 +8,7 @@ follows is dropped, the passage itself is the last text, and the title stands be
 of its own. Left out: completions in the form of questions and answers, which that file has none of.
 
 Without such a file the passages of ``examples/`` are used, with fill-in-the-blank questions made
-from their sentences as candidates.
+from their sentences as candidates, eight each.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from aios.core.seal.grounded import cloze_items
 from aios.core.seeds import derive
 from aios.core.types import Passage
 
+_CLOZE_ITEMS = 8  # of a candidate: about as many lines as a completion of the release has
 RELEASE, EXAMPLES = "SEAL release", "cloze of examples/passages.jsonl"
 
 
@@ -124,8 +125,13 @@ def _written(passage: Passage, candidates: int) -> list[tuple[str, ...]]:
 
 
 def _cloze(passage: Passage, candidates: int) -> list[tuple[str, ...]]:
-    seeds = [derive(0, "cloze", passage.id, number) for number in range(candidates)]
-    return [(*cloze_items(passage.text, seed), passage.text) for seed in seeds]
+    found = []
+    for number in range(candidates):
+        seed = derive(0, "cloze", passage.id, number)
+        items = cloze_items(passage.text, seed)
+        drawn = random.Random(seed).sample(items, min(_CLOZE_ITEMS, len(items)))
+        found.append((*drawn, passage.text))
+    return found
 
 
 def _lesson(

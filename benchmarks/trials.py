@@ -99,7 +99,12 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     )
     add = parser.add_argument
     add("--device", default=os.environ.get("DEVICE") or "auto", help="or environment DEVICE")
-    add("--data", type=Path, default=os.environ.get("SEAL_DATA"), help="SEAL-release JSON file")
+    add(
+        "--data",
+        type=Path,
+        default=os.environ.get("SEAL_DATA") or None,
+        help="SEAL-release JSON file",
+    )
     add("--rounds", type=_count, default=3, help="each runs every contestant once (default 3)")
     add("--passages", type=_count, default=2, help="of a round; each round has others (default 2)")
     add("--candidates", type=_count, default=5, help="self-edits a passage (default 5)")

@@ -28,7 +28,6 @@ import numpy as np
 import aios
 from aios.app.trials import gradient_alignment
 from aios.core.data.probes import Probe, make_probes
-from aios.core.data.readers import read_passages
 from aios.core.evaluation.metrics import normalize_answer
 from aios.core.protocols import LanguageModel, TrialBench
 from aios.core.seal.reliability import report as reliability_of
@@ -57,7 +56,7 @@ def main() -> None:
     parser.add_argument("--report", action="store_true", help="make the tables only")
     given = parser.parse_args()
     if not given.report:
-        passages = [p for p in read_passages(given.data) if p.questions and p.completions]
+        passages = [p for p in aios.read_passages(Path(given.data), on_reject=print) if p.questions and p.completions]
         chosen = random.Random(SEED).sample(passages, given.passages)
         run(chosen)
     summary = summarize(read_record())

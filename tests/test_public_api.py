@@ -13,8 +13,9 @@ import pytest
 import aios
 
 PUBLIC = """
-    AIOSError AutoTrainingOrchestrator Config Passage PromptBuilder Question SelfEdit
-    SelfEditGenerator SelfEditStrategy TorchLM generate_edits get_strategy load_config load_model
+    AIOSError AccuracyReward AutoTrainingOrchestrator Config Passage PerplexityReward
+    PromptBuilder Question SelfEdit SelfEditGenerator SelfEditStrategy TTTTrainer TorchLM
+    ValidationLossReward generate_edits get_strategy load_config load_model open_executor race
     read_passages run_ab_test train_expert
 """.split()
 HEAVY = {"torch", "transformers", "peft", "numpy", "pydantic", "yaml", "click", "rich"}

@@ -59,7 +59,9 @@ if TYPE_CHECKING:
     from aios.core.seal.strategies import SelfEditStrategy as SelfEditStrategy
     from aios.core.seal.strategies import get_strategy as get_strategy
     from aios.core.seal.test_time_training import TTTTrainer as TTTTrainer
-    from aios.core.training.auto_training_orchestrator import AutoTrainingOrchestrator as AutoTrainingOrchestrator
+    from aios.core.training.auto_training_orchestrator import (
+        AutoTrainingOrchestrator as AutoTrainingOrchestrator,
+    )
     from aios.core.types import Passage as Passage
     from aios.core.types import Question as Question
     from aios.core.types import SelfEdit as SelfEdit

@@ -192,9 +192,9 @@ def test_gradient_of_the_chunked_loss_is_that_of_the_plain_one(exact: TorchLM, r
     weights = torch.rand(rows, generator=generator, dtype=head.dtype)
     ours, plain = (hidden.clone().requires_grad_() for _ in range(2))
     total, losses = weighted_cross_entropy(ours, head, _labels(rows), weights)
-    total.backward()  # type: ignore[no-untyped-call]
+    total.backward()
     each = torch.nn.functional.cross_entropy(plain @ head.T, _labels(rows), reduction="none")
-    (each * weights).sum().backward()  # type: ignore[no-untyped-call]
+    (each * weights).sum().backward()
     torch.testing.assert_close(losses, each.detach(), atol=1e-10, rtol=0)
     torch.testing.assert_close(ours.grad, plain.grad, atol=1e-12, rtol=0)
 
@@ -231,7 +231,7 @@ def test_gradients_of_any_groups_are_those_of_autograd(exact: TorchLM, data: st.
             hidden = bank.hidden_states(tokens)[tokens.predicting]
             ones = torch.ones(len(tokens.targets), dtype=torch.float64)
             loss, _ = weighted_cross_entropy(hidden, output_head(model), tokens.targets, ones)
-            loss.backward()  # type: ignore[no-untyped-call]
+            loss.backward()
         for group, row, found in zip(groups, rows, gradient, strict=True):
             torch.testing.assert_close(found, _by_autograd(bank, row, group), atol=1e-8, rtol=1e-6)
 
@@ -251,7 +251,7 @@ def _by_autograd(bank: LoraBank, row: Tensor, group: Sequence[Encoded]) -> Tenso
         logits = model(input_ids=torch.tensor([sequence.ids])).logits[0, :-1]
         labels = torch.tensor(sequence.labels[1:])
         total = total + torch.nn.functional.cross_entropy(logits, labels, reduction="sum")
-    total.backward()  # type: ignore[no-untyped-call]
+    total.backward()
     assert leaf.grad is not None
     return leaf.grad
 

@@ -101,7 +101,7 @@ def peft_config(bank: LoraBank, base_name: str) -> dict[str, Any]:
     trunk = bank.trunk_layers
     config = LoraConfig(
         r=bank.rank,
-        lora_alpha=int(bank.alpha) if float(bank.alpha).is_integer() else bank.alpha,
+        lora_alpha=bank.alpha,
         target_modules=_targets([site.name for site in bank.sites], full_names=bool(trunk)),
         task_type="CAUSAL_LM",
     )

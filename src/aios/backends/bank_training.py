@@ -250,7 +250,7 @@ class BankTrainer:
         shares = torch.tensor([1 / n for n in labels], dtype=self.bank.exact).to(self.bank.device)
         weights = shares[group]
         loss, each = weighted_cross_entropy(hidden, self.head, tokens.targets, weights)
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         return torch.zeros_like(shares).index_add_(0, group, each * weights)
 
 

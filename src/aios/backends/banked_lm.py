@@ -56,7 +56,7 @@ class BankedLM(TorchLM):
             raise BackendError("the temporary expert has been released", "train it again")
         with super().active() as model:
             for site, forward in self._layers:
-                site.module.forward = forward  # type: ignore[method-assign]
+                site.module.forward = forward  # type: ignore[method-assign, assignment]
             try:
                 yield model
             finally:

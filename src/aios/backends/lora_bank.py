@@ -101,7 +101,7 @@ class LoraBank:
         gradient: ``[G, P]``, float32 at least; set by `collect`, added to by backward passes.
     """
 
-    def __init__(self, model: Any, rank: int, alpha: float, *, trunk_layers: int = 0) -> None:
+    def __init__(self, model: Any, rank: int, alpha: int, *, trunk_layers: int = 0) -> None:
         self.model = model
         self.rank, self.alpha, self.trunk_layers = rank, alpha, trunk_layers
         self.scale = alpha / rank
@@ -142,7 +142,7 @@ class LoraBank:
         Inside, `hidden_states` gives the bank's adapters' outputs.
         """
         for site in self.sites:
-            site.module.forward = _Forward(self, site)  # type: ignore[method-assign]
+            site.module.forward = _Forward(self, site)  # type: ignore[method-assign, assignment]
         try:
             with packed_attention(self.model):
                 yield
@@ -217,7 +217,8 @@ class _Pass:
     def _grid(self, rows: Tensor) -> Tensor:
         view = self.tokens.grid
         taken = rows if view is None else rows.index_select(0, view.index)
-        return taken.unflatten(0, (self.tokens.groups, -1))
+        grid: Tensor = taken.unflatten(0, (self.tokens.groups, -1))
+        return grid
 
 
 class _Forward:
@@ -229,7 +230,7 @@ class _Forward:
     def __call__(self, x: Tensor) -> Tensor:
         bank = self._bank
         assert bank._pass is not None
-        y: Tensor = _BankedLinear.apply(x, bank._ticket, bank, self._site, bank._pass)  # type: ignore[no-untyped-call]
+        y: Tensor = _BankedLinear.apply(x, bank._ticket, bank, self._site, bank._pass)
         return y
 
 

@@ -75,7 +75,7 @@ def attend_packed(
         raise unsupported(module, f"they see {sliding_window} tokens only, and a text is longer")
     rows = [x[0].transpose(0, 1) for x in (query, key, value)]  # [N, heads, d]
     if packed.unpacked is not None:
-        rows = [_Unpack.apply(x, packed.unpacked) for x in rows]  # type: ignore[no-untyped-call]
+        rows = [_Unpack.apply(x, packed.unpacked) for x in rows]
     parts = []
     start = 0
     for count, length in packed.buckets:
@@ -90,7 +90,7 @@ def attend_packed(
         start += count * length
     out = parts[0] if len(parts) == 1 else torch.cat(parts)
     if packed.unpacked is not None:
-        out = _Repack.apply(out, packed.unpacked)  # type: ignore[no-untyped-call]
+        out = _Repack.apply(out, packed.unpacked)
     return out[None], None
 
 
