@@ -78,7 +78,7 @@ def read_lessons(
     Args:
         release: SEAL-release JSON: title, context, questions and completions.
         examples: Passages with questions.
-        candidates: Of each passage; those with fewer are left out.
+        candidates: Of each passage; those with fewer are left out, and those with one question.
         count_tokens: Number of tokens of a text.
 
     Raises:
@@ -88,8 +88,9 @@ def read_lessons(
     lessons = []
     for passage in read_passages(path, on_reject=print):
         texts = _cloze(passage, candidates) if release is None else _written(passage, candidates)
-        if len(texts) == candidates and passage.questions:
-            lessons.append(_lesson(passage, texts, count_tokens))
+        lesson = _lesson(passage, texts, count_tokens)
+        if len(texts) == candidates and len(lesson.questions) > 1:
+            lessons.append(lesson)
     return lessons
 
 

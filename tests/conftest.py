@@ -39,12 +39,15 @@ USER_PIP_CONFIGS = (
     Path.home() / ".pip" / "pip.conf",
 )
 
+gc.disable()  # until all is imported: nothing of it is garbage, and looking takes a third of the time
+
 settings.register_profile("ci", derandomize=True, deadline=None, print_blob=True)
 settings.register_profile("default", deadline=None)
 settings.load_profile("ci" if os.environ.get("CI") else "default")
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:
+    gc.enable()
     if session.config.option.collectonly:
         return
     if any("process_server" in getattr(item, "fixturenames", ()) for item in session.items):
@@ -99,13 +102,17 @@ def _clean_environment(
 
 
 @pytest.fixture(autouse=True)
-def _same_seeds() -> None:
-    """The same random numbers in every run, where a test draws some without a seed."""
+def _same_start() -> None:
+    """The same random numbers in every run, where a test draws some without a seed.
+
+    torch has one thread: tiny tensors are slower with more.
+    """
     random.seed(0)
     if (numpy := sys.modules.get("numpy")) is not None:
         numpy.random.seed(0)
     if (torch := sys.modules.get("torch")) is not None:
         torch.manual_seed(0)
+        torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")

@@ -212,9 +212,9 @@ def test_a_completion_is_the_same_whatever_is_written_beside_it(
     tiny_source: ModelSource, dtype: str
 ) -> None:
     lm = TorchLM.load(tiny_source, device="cpu", dtype=dtype, threads=1)
-    texts = [f"{prompt} {'and on ' * n}" for n in range(4) for prompt in PROMPTS]
+    texts = [f"{prompt} {'and on ' * n}" for n in range(3) for prompt in PROMPTS]
     requests = [
-        request(text, *range(n, n + 3), like=WARM, max_new_tokens=3 + 7 * (n % 5))
+        request(text, *range(n, n + 3), like=WARM, max_new_tokens=3 + 6 * (n % 4))
         for n, text in enumerate(texts)
     ]
     alone = [lm.generate([one])[0] for one in requests]

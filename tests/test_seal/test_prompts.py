@@ -231,4 +231,4 @@ def test_missing_binary_and_huge_prompts_files_are_refused(
         PromptBuilder(write(tmp_path / "huge.yaml", "a: " + "x" * 20))
     monkeypatch.undo()
     with pytest.raises(ConfigError, match="not a YAML file"):
-        PromptBuilder(write(tmp_path / "deep.yaml", "[" * 5000))
+        PromptBuilder(write(tmp_path / "deep.yaml", "[" * 2000))

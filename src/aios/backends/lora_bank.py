@@ -97,8 +97,8 @@ class LoraBank:
     Attributes:
         sites: Where the adapters are.
         length: P, weights of one adapter.
-        weights: ``[G, P]``, in the base model's dtype; set by `load`.
-        gradient: ``[G, P]``, float32 at least; set by `collect`, added to by backward passes.
+        weights: ``[·, P]``, in the base model's dtype; set by `load`.
+        gradient: ``[·, P]``, float32 at least; set by backward passes.
     """
 
     def __init__(self, model: Any, rank: int, alpha: int, *, trunk_layers: int = 0) -> None:
@@ -119,21 +119,21 @@ class LoraBank:
     def load(self, rows: Sequence[Tensor]) -> None:
         """Puts adapters into the slots, one a row of weights ``[P]``."""
         if len(rows) > len(self.weights):
-            self.weights = self.weights.new_empty(len(rows), self.length)
+            self.reserve(len(rows))
         for slot, row in enumerate(rows):
             self.weights[slot] = row
 
     def collect(self, slots: int) -> Tensor:
         """The gradient of the next backward passes, ``[slots, P]``: the first sets it."""
         if slots > len(self.gradient):
-            self.gradient = self.gradient.new_empty(slots, self.length)
+            self.reserve(slots)
         self._unset = {site.start for site in self.sites}
         return self.gradient[:slots]
 
-    def shrink(self) -> None:
-        """Frees the slots; they are made again as they are needed."""
-        self.weights = self.weights.new_empty(0, self.length)
-        self.gradient = self.gradient.new_empty(0, self.length)
+    def reserve(self, slots: int) -> None:
+        """Makes room for so many slots, or gives back what is beyond."""
+        self.weights = self.weights.new_empty(slots, self.length)
+        self.gradient = self.gradient.new_empty(slots, self.length)
 
     @contextmanager
     def installed(self) -> Iterator[None]:
@@ -169,12 +169,12 @@ class LoraBank:
         return hidden
 
     def add_gradient(self, site: Site, a: Tensor, b: Tensor) -> None:
-        """Adds to a site's gradient, times α / r; or sets it, the first time after `collect`."""
+        """Adds to a site's gradient; or sets it, the first time after `collect`."""
         for total, part in zip(self.views(self.gradient, site, len(a)), (a, b), strict=True):
             if site.start in self._unset:
-                torch.mul(part, self.scale, out=total)
+                total.copy_(part)
             else:
-                total.add_(part, alpha=self.scale)
+                total.add_(part)
         self._unset.discard(site.start)
 
     def views(self, matrix: Tensor, site: Site, slots: int) -> tuple[Tensor, Tensor]:
@@ -262,11 +262,12 @@ class _BankedLinear(torch.autograd.Function):
         a, b = bank.views(bank.weights, site, where.tokens.groups)
         delta = upstream[0].flatten(0, -2)
         by_group = where.gradients(delta)
-        up = torch.bmm(by_group, b.transpose(1, 2))
+        up = torch.bmm(by_group, b.transpose(1, 2)).mul_(bank.scale)
         grad_a = torch.bmm(inputs.transpose(1, 2), up)
-        bank.add_gradient(site, grad_a, torch.bmm(down.transpose(1, 2), by_group))
+        grad_b = torch.bmm((down * bank.scale).transpose(1, 2), by_group)
+        bank.add_gradient(site, grad_a, grad_b)
         if not ctx.needs_input_grad[0]:
             return None, None, None, None, None
         dx = delta @ site.module.weight
-        where.add(dx, up, a.transpose(1, 2), bank.scale)
+        where.add(dx, up, a.transpose(1, 2), 1.0)
         return dx.view(ctx.shape), None, None, None, None

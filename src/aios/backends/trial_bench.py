@@ -237,7 +237,7 @@ class TorchTrialBench:
         for training in reversed(bench.trainings[groups:]):
             queue.put_back(training.job)
         del bench.trainings[groups:]
-        bench.bank.shrink()
+        bench.bank.reserve(groups)
         release_memory(self.base.device)
         emit(
             Notice(
