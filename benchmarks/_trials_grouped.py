@@ -167,7 +167,7 @@ class GroupedTrials:
             candidate.id,
             _examples(candidate.texts),
             task.recipe,
-            task.seed_of(candidate.id),
+            task.seed_of(lesson.passage_id),
             lesson.questions,
             max_steps=max_steps,
             trunk_layers=self._trunk_layers,

@@ -47,9 +47,9 @@ class Task:
         every = [len(candidate.texts) for _, candidate in all_candidates(self.lessons)]
         return self.recipe.epochs * sum(every) / len(every)
 
-    def seed_of(self, candidate_id: str, repeat: int = 0) -> int:
-        """Of an adapter's initialisation and the order of its texts, below 2³¹."""
-        return derive(self.seed, "trial", candidate_id, repeat) % 2**31
+    def seed_of(self, passage_id: str) -> int:
+        """Of the adapters of a passage's candidates and the order of their texts, below 2³¹."""
+        return derive(self.seed, "trial", passage_id, 0) % 2**31
 
 
 @dataclass(frozen=True, slots=True)

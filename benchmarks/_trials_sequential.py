@@ -132,7 +132,7 @@ class SequentialTrials:
         began = time.perf_counter()
         before = self._scores(self._base, lesson.questions)
         turn.add(BASELINE, time.perf_counter() - began)
-        model, clock = self._trained(candidate, task, max_steps)
+        model, clock = self._trained(lesson, candidate, task, max_steps)
         after = self._scores(model, lesson.questions)
         model.unload()
         turn.add(TRAINING, clock.whole)
@@ -143,14 +143,17 @@ class SequentialTrials:
 
     def _padded_steps(self, task: Task, turn: Turn) -> None:
         """A few steps of a trial; only the steps themselves are timed."""
-        model, clock = self._trained(task.lessons[0].candidates[0], task, self._steps)
+        lesson = task.lessons[0]
+        model, clock = self._trained(lesson, lesson.candidates[0], task, self._steps)
         model.unload()
         turn.seconds[TRAINING] = clock.in_steps
         turn.steps = clock.steps
 
-    def _trained(self, candidate: Candidate, task: Task, max_steps: int) -> tuple[Any, _StepClock]:
+    def _trained(
+        self, lesson: Lesson, candidate: Candidate, task: Task, max_steps: int
+    ) -> tuple[Any, _StepClock]:
         """The base model with an adapter trained on a candidate."""
-        recipe, seed = task.recipe, task.seed_of(candidate.id)
+        recipe, seed = task.recipe, task.seed_of(lesson.passage_id)
         torch.manual_seed(seed)
         config = LoraConfig(
             r=recipe.rank,

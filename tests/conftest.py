@@ -39,7 +39,7 @@ USER_PIP_CONFIGS = (
     Path.home() / ".pip" / "pip.conf",
 )
 
-gc.disable()  # until all is imported: nothing of it is garbage, and looking takes a third of the time
+gc.disable()  # until all is imported: none of it is garbage, and looking for some takes seconds
 
 settings.register_profile("ci", derandomize=True, deadline=None, print_blob=True)
 settings.register_profile("default", deadline=None)

@@ -125,9 +125,8 @@ def release_memory(device: torch.device) -> None:
 def keep_freed_memory() -> None:
     """Has the C library keep large freed blocks for the next tensors, instead of returning them.
 
-    A training step allocates the same large tensors again and again; each new mapping costs a
-    page fault for every 4 KiB. With glibc's thresholds raised, steps of the bundled model on two
-    cores were a third faster. `release_memory` still gives everything back.
+    A training step allocates the same large tensors again and again, and each new mapping costs
+    a page fault for every 4 KiB. `release_memory` still gives everything back.
     """
     if sys.platform != "linux":
         return

@@ -160,11 +160,13 @@ class LoraBank:
             states: What enters the first layer, ``[1, N, d]``, in place of the embeddings.
             more: What else the model's attention is told.
         """
-        self._pass = _Pass(tokens)
+        self._pass = where = _Pass(tokens)
         given = {"input_ids": tokens.ids} if states is None else {"inputs_embeds": states}
         out = self.model.get_decoder()(
             **given, position_ids=tokens.positions, use_cache=False, packed=tokens, **more
         )
+        where.forget()  # the graph must not hold itself
+        self._pass = None
         hidden: Tensor = out.last_hidden_state[0]
         return hidden
 
@@ -192,6 +194,10 @@ class _Pass:
 
     tokens: GroupedTokens
     _last: tuple[Tensor, Tensor] | None = None
+
+    def forget(self) -> None:
+        """Lets go of the last grid."""
+        self._last = None
 
     def inputs(self, x: Tensor) -> Tensor:
         """A layer's input ``[1, N, ·]`` by group, ``[G, n, ·]``; padding holds any token."""

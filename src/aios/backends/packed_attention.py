@@ -1,22 +1,23 @@
-"""Causal attention over the sequences of a packed row, without a mask.
+"""Causal attention over the sequences of a packed row, without a mask of N × N.
 
 Handed to a transformers model in place of its own attention for the time of a block. All other
 layers work token by token, so they see the packed row, without any padding; only here are its
-sequences laid out in buckets of similar length (`grouped_tokens`). Scores are PyTorch's
-`scaled_dot_product_attention`, causal, so no mask of N × N is ever made. On a CPU its plain form
-is chosen: for sequences of some dozens of tokens the backward pass of the fused one measured six
-times slower.
+sequences laid out in buckets of similar length (`grouped_tokens`).
+
+On a GPU, scores are PyTorch's `scaled_dot_product_attention`. On a CPU its fused form has a slow
+backward pass for sequences of some dozens of tokens, and its plain form keeps several matrices of
+T × T a head until then; so there it is done here, and the weights are computed anew in the
+backward pass (Dao et al. 2022, arXiv 2205.14135, appendix B, without the tiles).
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import AttentionInterface
 
 from aios.backends.grouped_tokens import GroupedTokens, Padded
@@ -55,6 +56,65 @@ class _Repack(torch.autograd.Function):
         return gradient.index_fill_(0, ctx.view.padding, 0), None
 
 
+class _PlainAttention(torch.autograd.Function):
+    """Causal attention of whole sequences; what is kept for the backward pass is linear in T.
+
+    Axes: S sequences, H heads of keys, R query heads for each of them, T tokens, d.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
+        q, k, v = _folded(query, key.shape[1]), _folded(key), _folded(value)
+        out = torch.bmm(_weights(q, k, scale), v)
+        ctx.save_for_backward(query, key, value, out.to(query.dtype))
+        ctx.scale = scale
+        return out.view(query.shape).to(query.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
+        query, key, value, out = ctx.saved_tensors
+        heads, scale = key.shape[1], ctx.scale
+        q, k, v = _folded(query, heads), _folded(key), _folded(value)
+        delta = _folded(upstream[0], heads)
+        weights = _weights(q, k, scale)
+        by_value = torch.bmm(weights.transpose(1, 2), delta)
+        pull = torch.bmm(delta, v.transpose(1, 2))
+        pull.sub_((delta * out).sum(-1, keepdim=True)).mul_(weights).mul_(scale)
+        by_query = torch.bmm(pull, k).view(query.shape)
+        by_key = torch.bmm(pull.transpose(1, 2), q)
+        return (
+            by_query.to(query.dtype),
+            by_key.view(key.shape).to(key.dtype),
+            by_value.view(value.shape).to(value.dtype),
+            None,
+        )
+
+
+def _folded(x: Tensor, heads: int | None = None) -> Tensor:
+    """``[S, H·R, T, d]`` as ``[S·H, R·T, d]``, float32 at least."""
+    exact = x.to(torch.promote_types(x.dtype, torch.float32))
+    return exact.reshape(x.shape[0] * (heads or x.shape[1]), -1, x.shape[-1])
+
+
+def _weights(q: Tensor, k: Tensor, scale: float) -> Tensor:
+    """Softmax over the tokens that each token may see, ``[S·H, R·T, T]``."""
+    length = k.shape[1]
+    unseen = torch.full((length, length), -torch.inf, dtype=q.dtype).triu_(1)
+    scores = torch.bmm(q, k.transpose(1, 2)).mul_(scale)
+    scores.view(len(q), -1, length, length).add_(unseen)
+    return scores.softmax(-1)
+
+
+def _attend(query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
+    """Causal attention, ``[S, heads, T, d]``, with as many or fewer heads of keys and values."""
+    if query.device.type == "cpu":
+        out: Tensor = _PlainAttention.apply(query, key, value, scale)
+        return out
+    return torch.nn.functional.scaled_dot_product_attention(
+        query, key, value, is_causal=True, scale=scale, enable_gqa=query.shape[1] != key.shape[1]
+    )
+
+
 def attend_packed(
     module: Any,
     query: Tensor,
@@ -83,9 +143,7 @@ def attend_packed(
             x[start : start + count * length].unflatten(0, (count, length)).transpose(1, 2)
             for x in rows
         )
-        mixed = torch.nn.functional.scaled_dot_product_attention(
-            q, k, v, is_causal=True, scale=scaling, enable_gqa=q.shape[1] != k.shape[1]
-        )
+        mixed = _attend(q, k, v, q.shape[-1] ** -0.5 if scaling is None else scaling)
         parts.append(mixed.transpose(1, 2).flatten(0, 1))
         start += count * length
     out = parts[0] if len(parts) == 1 else torch.cat(parts)
@@ -109,10 +167,8 @@ def packed_attention(model: Any) -> Iterator[None]:
     config = model.config.get_text_config()
     before = config._attn_implementation
     config._attn_implementation = _NAME
-    plain = model.device.type == "cpu"
     try:
-        with sdpa_kernel(SDPBackend.MATH) if plain else nullcontext():
-            yield
+        yield
     finally:
         config._attn_implementation = before
 
