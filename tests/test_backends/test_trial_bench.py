@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +15,7 @@ from aios.backends import bank_memory
 from aios.backends.adapter_training import TorchAdapterTrainer
 from aios.backends.bank_memory import activation_bytes, plan_memory
 from aios.backends.bank_training import BankTrainer, Training, choose_pass
+from aios.backends.encoding import Encoded
 from aios.backends.lora_bank import LoraBank
 from aios.backends.torch_lm import TorchLM
 from aios.backends.trial_bench import TorchTrialBench
@@ -234,3 +237,26 @@ def test_a_pass_takes_the_least_advanced_and_those_of_its_size(exact: TorchLM) -
     assert set(everyone) >= {made[1], made[3], made[4]}
     assert len(choose_pass(made, 10_000, 2)) == 2
     assert choose_pass(made[:1], 1, 10) == [made[0]]
+
+
+def test_memory_of_a_trial_is_freed_without_the_garbage_collector(exact: TorchLM) -> None:
+    rows = []
+    begin = Training.begin
+
+    def watched(job: TrialJob, encoded: Sequence[Encoded], row: torch.Tensor) -> Training:
+        training = begin(job, encoded, row)
+        moments = training.optimizer.state[training.row]
+        rows.extend(weakref.ref(t) for t in (row, moments["exp_avg"], moments["exp_avg_sq"]))
+        return training
+
+    bench = TorchTrialBench(exact, groups=2)
+    gc.disable()
+    try:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(Training, "begin", watched)
+            for _ in bench.run([trial(i, max_steps=2) for i in range(5)]):
+                pass
+        assert len(rows) == 15
+        assert not any(ref() is not None for ref in rows)
+    finally:
+        gc.enable()

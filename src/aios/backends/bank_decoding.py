@@ -8,8 +8,7 @@ half of the batch.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -17,6 +16,7 @@ import torch
 from torch import Tensor
 from transformers import AttentionInterface
 
+from aios.backends.attention_choice import attention_named
 from aios.backends.encoding import Encoded
 from aios.backends.grouped_tokens import GroupedTokens
 from aios.backends.lora_bank import LoraBank
@@ -153,7 +153,7 @@ def answer_groups(
         lengths = torch.tensor([len(s.ids) for g in used for s in encoded[g]], device=bank.device)
         kept = _Kept(lengths, int(lengths.max()) + max(max_tokens), prompts=tokens)
         bank.load([rows[group] for group in used])
-        with _keeping(bank.model):
+        with attention_named(bank.model, _NAME):
             hidden = bank.hidden_states(tokens, kept=kept)
             ends = torch.cumsum(lengths, 0) - 1
             write = _Writer(head, end_tokens, is_last)
@@ -218,15 +218,3 @@ def _one_each(last: Sequence[int], positions: Tensor, groups: Sequence[int]) -> 
     ]
     tokens = GroupedTokens.of(by_group, positions.device)
     return replace(tokens, positions=positions[None])
-
-
-@contextmanager
-def _keeping(model: Any) -> Iterator[None]:
-    """The model with the attention above for the time of a block, within `packed_attention`."""
-    config = model.config.get_text_config()
-    before = config._attn_implementation
-    config._attn_implementation = _NAME
-    try:
-        yield
-    finally:
-        config._attn_implementation = before

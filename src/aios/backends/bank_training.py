@@ -118,6 +118,11 @@ class Training:
         tokens = self.plan.tokens[steps - 1] if steps else 0
         return TrialMetrics(tuple(self.losses), steps, tokens, self.seconds, self.stopped_early)
 
+    def end(self) -> None:
+        """Frees the moments at once: torch's optimisers are freed by the garbage collector only."""
+        self.optimizer.state.clear()
+        self.optimizer.param_groups.clear()
+
     def step(self, gradient: Tensor, loss: float, norm: float) -> None:
         """One step of AdamW.
 

@@ -20,8 +20,7 @@ promised.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -29,6 +28,7 @@ import torch
 from torch import Tensor
 from transformers import AttentionInterface
 
+from aios.backends.attention_choice import attention_named
 from aios.core.errors import ModelError
 
 _NAME = "aios_incremental"
@@ -214,7 +214,7 @@ class Decoder:
         return logits[:, -1]
 
     def _forward(self, ids: Tensor, positions: Tensor, state: _Reading | _Writing) -> Tensor:
-        with _our_attention(self._model):
+        with attention_named(self._model, _NAME):
             out = self._model(
                 input_ids=ids,
                 position_ids=positions,
@@ -474,18 +474,6 @@ def _attention(
 
 
 AttentionInterface.register(_NAME, _attention)
-
-
-@contextmanager
-def _our_attention(model: Any) -> Iterator[None]:
-    """The model with our attention for the time of a block; transformers makes no mask for it."""
-    config = model.config.get_text_config()
-    before = config._attn_implementation
-    config._attn_implementation = _NAME
-    try:
-        yield
-    finally:
-        config._attn_implementation = before
 
 
 def _visible(position: Tensor, at: Tensor, window: int | None) -> Tensor:

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 from transformers import AttentionInterface
 
+from aios.backends.attention_choice import attention_named
 from aios.backends.grouped_tokens import GroupedTokens, Padded
 from aios.core.errors import ModelError
 
@@ -164,13 +165,8 @@ def packed_attention(model: Any) -> Iterator[None]:
     """
     if not getattr(model, "_supports_attention_backend", False):
         raise unsupported(model, "they bring an attention of their own")
-    config = model.config.get_text_config()
-    before = config._attn_implementation
-    config._attn_implementation = _NAME
-    try:
+    with attention_named(model, _NAME):
         yield
-    finally:
-        config._attn_implementation = before
 
 
 def unsupported(model: Any, reason: str) -> ModelError:

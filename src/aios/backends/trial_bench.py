@@ -142,6 +142,8 @@ class TorchTrialBench:
                 if going:
                     self._pass(bench, going, queue, emit)
                 finished = [t for t in bench.trainings if t.done]
+                for training in finished:
+                    training.end()
                 if finished:
                     bench.trainings = [t for t in bench.trainings if not t.done]
                     yield bench, finished
@@ -149,6 +151,8 @@ class TorchTrialBench:
                     emit(StageProgress(_STAGE, done))
         finally:
             if self._bench is not None:
+                for training in self._bench.trainings:
+                    training.end()
                 self._bench.trainings = []
         emit(StageFinished(_STAGE, time.monotonic() - began, f"{done} trials"))
 
@@ -235,6 +239,7 @@ class TorchTrialBench:
         bench.plan = replace(bench.plan, groups=groups)
         bench.trainer.pass_tokens = max(longest, bench.trainer.pass_tokens // 2)
         for training in reversed(bench.trainings[groups:]):
+            training.end()
             queue.put_back(training.job)
         del bench.trainings[groups:]
         bench.bank.reserve(groups)
