@@ -45,6 +45,7 @@ CANDIDATES = 5
 TRUNK_LAYERS = 20  # of 30
 SEED = 0
 STAGES = ("signals", "repeat-0", "repeat-1", "one-epoch", "trunk")
+TOGETHER = 8  # passages whose candidates are trained at once
 RESAMPLES = 10_000
 
 
@@ -56,7 +57,11 @@ def main() -> None:
     parser.add_argument("--report", action="store_true", help="make the tables only")
     given = parser.parse_args()
     if not given.report:
-        passages = [p for p in aios.read_passages(Path(given.data), on_reject=print) if p.questions and p.completions]
+        passages = [
+            p
+            for p in aios.read_passages(Path(given.data), on_reject=print)
+            if p.questions and p.completions
+        ]
         chosen = random.Random(SEED).sample(passages, given.passages)
         run(chosen)
     summary = summarize(read_record())
@@ -68,22 +73,22 @@ def main() -> None:
 
 
 def run(passages: Sequence[Passage]) -> None:
-    """Adds the lines that the record does not have yet, one stage of all passages at a time."""
+    """Adds the lines that the record does not have yet, all stages of some passages at a time."""
     model = aios.load_model()
     bench = own_bench(model)
     done = {(line["passage"], line["stage"]) for line in read_record()}
-    for stage in STAGES:
-        missing = [p for p in passages if (p.id, stage) not in done]
-        for start in range(0, len(missing), 8):  # enough candidates to fill the passes
-            part = missing[start : start + 8]
+    for start in range(0, len(passages), TOGETHER):
+        for stage in STAGES:
+            part = passages[start : start + TOGETHER]
+            missing = [p for p in part if (p.id, stage) not in done]
+            if not missing:
+                continue
             began = time.perf_counter()
-            found = signals(model, part) if stage == "signals" else trials(bench, part, stage)
-            seconds = (time.perf_counter() - began) / len(part)
-            for passage, values in zip(part, found, strict=True):
+            found = signals(model, missing) if stage == "signals" else trials(bench, missing, stage)
+            seconds = (time.perf_counter() - began) / len(missing)
+            for passage, values in zip(missing, found, strict=True):
                 append({"passage": passage.id, "stage": stage, "seconds": seconds, **values})
-            print(
-                f"{stage}: {start + len(part)} of {len(missing)}, {seconds:.1f} s each", flush=True
-            )
+            print(f"{start + len(part)} passages, {stage}: {seconds:.1f} s each", flush=True)
 
 
 def probes_of(passage: Passage) -> tuple[Probe, ...]:

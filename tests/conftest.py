@@ -102,17 +102,19 @@ def _clean_environment(
 
 
 @pytest.fixture(autouse=True)
-def _same_start() -> None:
+def _same_start(request: pytest.FixtureRequest) -> None:
     """The same random numbers in every run, where a test draws some without a seed.
 
-    torch has one thread: tiny tensors are slower with more.
+    torch has one thread, since tiny tensors are slower with more; all of them where the test is
+    about a model that is not tiny.
     """
     random.seed(0)
     if (numpy := sys.modules.get("numpy")) is not None:
         numpy.random.seed(0)
     if (torch := sys.modules.get("torch")) is not None:
         torch.manual_seed(0)
-        torch.set_num_threads(1)
+        large = request.node.get_closest_marker("model") is not None
+        torch.set_num_threads(os.cpu_count() or 1 if large else 1)
 
 
 @pytest.fixture(scope="session")

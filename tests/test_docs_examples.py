@@ -47,10 +47,10 @@ MOST_PEFT_LINES = 8
 # The same commands as in the pages, on less work.
 ENVIRONMENT = {
     "AIOS_MODEL__NAME": "scripted",
-    "AIOS_TRAINING__MAX_TOKENS": "1000",
+    "AIOS_TRAINING__MAX_TOKENS": "300",
     "AIOS_SEAL__NUM_EDITS_PER_PASSAGE": "1",
     "AIOS_AB_TEST__SEEDS": "2",
-    "AIOS_AB_TEST__BUDGET_TOKENS": "500",
+    "AIOS_AB_TEST__BUDGET_TOKENS": "200",
     "AIOS_EVALUATION__BOOTSTRAP_SAMPLES": "100",
 }
 

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from aios.app.models import load_model
 from aios.backends import bank_memory
 from aios.backends.adapter_training import TorchAdapterTrainer
 from aios.backends.bank_memory import activation_bytes, plan_memory
@@ -19,10 +20,11 @@ from aios.backends.encoding import Encoded
 from aios.backends.lora_bank import LoraBank
 from aios.backends.torch_lm import TorchLM
 from aios.backends.trial_bench import TorchTrialBench
+from aios.core.config.schemas import Config
 from aios.core.errors import UsageError
 from aios.core.events import Event, Notice
 from aios.core.trials import TrialJob, TrialOutcome
-from aios.core.types import GenerationRequest, SamplingParams
+from aios.core.types import GenerationRequest, LoraRecipe, SamplingParams
 from tests.tiny_model import build_llama
 from tests.trial_jobs import RECIPE, questions, tiny_lm, trial
 
@@ -260,3 +262,25 @@ def test_memory_of_a_trial_is_freed_without_the_garbage_collector(exact: TorchLM
         assert not any(ref() is not None for ref in rows)
     finally:
         gc.enable()
+
+
+@pytest.mark.model
+def test_the_bundled_model_learns_together_as_alone(models_folder: Path) -> None:
+    """In the base's own dtype: rounding apart, and every base weight as it was."""
+    lm = load_model(Config.model_validate({"model": {"cache_dir": models_folder}}))
+    assert isinstance(lm, TorchLM)
+    before = {name: value.clone() for name, value in lm.model.state_dict().items()}
+    recipe = LoraRecipe(rank=8, alpha=16, learning_rate=1e-3, epochs=4, batch_size=2)
+    jobs = [trial(number, recipe=recipe, write_answers=True) for number in range(3)]
+    bench = TorchTrialBench(lm)
+    together = outcomes(bench, jobs)
+    known = bench.baseline(jobs[0].questions)
+    for job in jobs:
+        (alone,) = TorchTrialBench(lm).run([job])
+        assert losses(together[job.id]) == pytest.approx(losses(alone), abs=0.1)
+        assert losses(alone)[-1] < losses(alone)[0] - 0.5
+        for one, other in zip(together[job.id].answers, alone.answers, strict=True):
+            assert one.score.loss == pytest.approx(other.score.loss, abs=0.5)
+            assert one.text
+    assert [a.score.tokens for a in known] == [a.score.tokens for a in together["trial-0"].answers]
+    assert all(torch.equal(value, before[name]) for name, value in lm.model.state_dict().items())
