@@ -227,18 +227,34 @@ def test_activations_grow_with_the_model() -> None:
     assert activation_bytes(large, torch.float32) > activation_bytes(small, torch.float32)
 
 
-def test_a_pass_takes_the_least_advanced_and_those_of_its_size(exact: TorchLM) -> None:
+def _waiting(sizes: Sequence[int], progress: Sequence[int]) -> list[Training]:
+    """Trainings whose next batch has so many tokens, so many steps done."""
     made = []
-    for number, size in enumerate((1, 4, 1, 4, 4)):
-        job = trial(number, recipe=replace(RECIPE, batch_size=size), examples=4)
-        encoded = [exact.encode_request(p.request) for p in questions()] * 2
-        made.append(Training.begin(job, encoded, torch.zeros(8)))
-    made[0].losses = [1.0]
-    everyone = choose_pass(made[1:], 10_000, 10)
-    assert everyone[0] in (made[1], made[3], made[4])
-    assert set(everyone) >= {made[1], made[3], made[4]}
-    assert len(choose_pass(made, 10_000, 2)) == 2
-    assert choose_pass(made[:1], 1, 10) == [made[0]]
+    for number, (size, done) in enumerate(zip(sizes, progress, strict=True)):
+        encoded = [Encoded((1,) * size, (1,) * size)]
+        recipe = replace(RECIPE, batch_size=1, epochs=10)
+        training = Training.begin(trial(number, recipe=recipe), encoded, torch.zeros(8))
+        training.losses = [1.0] * done
+        made.append(training)
+    return made
+
+
+def test_a_pass_takes_those_whose_batches_are_of_a_size() -> None:
+    trainings = _waiting([100, 10, 101, 11, 99, 12], [0] * 6)
+    chosen = choose_pass(trainings, 10_000, 10)
+    assert sorted(t.next_tokens() for t in chosen) == [99, 100, 101]
+
+
+def test_a_pass_has_no_more_tokens_and_groups_than_it_may() -> None:
+    trainings = _waiting([50] * 8, [0] * 8)
+    assert len(choose_pass(trainings, 10_000, 3)) == 3
+    assert len(choose_pass(trainings, 220, 8)) == 4
+    assert len(choose_pass(trainings[:1], 1, 8)) == 1
+
+
+def test_among_equals_a_pass_takes_the_least_advanced() -> None:
+    trainings = _waiting([50] * 4, [5, 0, 7, 1])
+    assert set(choose_pass(trainings, 100, 8)) == {trainings[1], trainings[3]}
 
 
 def test_memory_of_a_trial_is_freed_without_the_garbage_collector(exact: TorchLM) -> None:

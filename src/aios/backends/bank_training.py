@@ -2,8 +2,8 @@
 
 Each adapter's training is its own: its own order of batches (`training_plan`), its own AdamW with
 its own step count, learning rate and clipping. What they share is the forward and backward pass.
-A *pass* takes the next batch of several trainings, of those that are least advanced and whose
-batches have about as many tokens, so that little is padded; a training that takes no part in it
+A *pass* takes the next batch of several trainings whose batches have about as many tokens, so that
+little is padded; a training that takes no part in it
 does not move (a step with a zero gradient would: AdamW has momentum). A training that is done
 makes room for another at once.
 
@@ -34,9 +34,8 @@ from aios.core.errors import BackendError, NonFiniteError
 from aios.core.trials import TrialJob, TrialMetrics
 from aios.core.types import TrainingJob
 
-_ENOUGH = 256  # tokens from which a pass is worth its fixed cost
-_PADDING = 1.25  # the adapters' grid may have so many times as many places as tokens
-_PADDING_OF_FEW = 2.0  # the same for passes of fewer tokens
+_PASS_COST = 256  # of a pass whatever its size, in tokens
+_PADDING_COST = 0.3  # of a place of the adapters' grid that is padding, in tokens
 
 
 @dataclass(eq=False, slots=True)
@@ -159,31 +158,34 @@ class Training:
 
 
 def choose_pass(trainings: Sequence[Training], tokens: int, groups: int) -> list[Training]:
-    """The trainings that take the next step together.
+    """The trainings that take the next step together: those that waste the least.
 
-    The least advanced is among them; the others are those whose batches have the most similar
-    numbers of tokens, as long as they fit.
+    They are neighbours in the order of their batches' tokens, since the grid has a line as long as
+    the longest batch for each. A pass costs something whatever its size, a token costs one, and a
+    place of padding a part of that; the trainings with the most tokens for their cost are chosen,
+    among equals the least advanced. One whose batch is unusual waits until others come to
+    theirs, or nothing else is left.
 
     Args:
         trainings: Those that are not done; at least one.
         tokens: Most tokens of a pass; one batch that is larger goes alone.
         groups: Most trainings of a pass.
     """
-    first = min(trainings, key=lambda t: (t.progress, -t.next_tokens()))
-    wanted = first.next_tokens()
-    others = sorted(
-        (t for t in trainings if t is not first),
-        key=lambda t: (abs(t.next_tokens() - wanted), t.progress),
-    )
-    chosen, total, largest = [first], wanted, wanted
-    for other in others[: groups - 1]:
-        more = other.next_tokens()
-        area = (len(chosen) + 1) * max(largest, more)
-        allowed = _PADDING if total >= _ENOUGH else _PADDING_OF_FEW
-        if total + more > tokens or area > allowed * (total + more):
-            break
-        chosen.append(other)
-        total, largest = total + more, max(largest, more)
+    order = sorted(trainings, key=lambda t: (t.next_tokens(), t.progress))
+    sizes = [t.next_tokens() for t in order]
+    best, chosen = (-1.0, 0.0), order[-1:]
+    for last in range(len(order)):
+        total, advanced = 0, 0.0
+        for first in range(last, max(-1, last - groups), -1):
+            total += sizes[first]
+            advanced += order[first].progress
+            members = last + 1 - first
+            if total > tokens and members > 1:
+                break
+            padding = members * sizes[last] - total
+            value = total / (_PASS_COST + total + _PADDING_COST * padding)
+            if (value, -advanced / members) > best:
+                best, chosen = (value, -advanced / members), order[first : last + 1]
     return chosen
 
 
