@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.nn import functional
 from transformers import AttentionInterface
 
-from aios.backends import decoding
+from aios.backends import decoding_attention
 from aios.backends.decoding import Decoder
 from aios.backends.sampling import Sampler
 
@@ -196,7 +196,7 @@ def observed(model: Any) -> Iterator[Observed]:
     clock = _Clock(seen.seconds)
     hidden, vocabulary = model.config.hidden_size, model.config.vocab_size
     linear, step, read = functional.linear, Decoder.step, Decoder.read
-    draw, attention = Sampler.draw, decoding._attention
+    draw, attention = Sampler.draw, decoding_attention.attention
 
     def part_of(weight: Tensor) -> str:
         if weight.shape[0] == vocabulary:
@@ -233,7 +233,9 @@ def observed(model: Any) -> Iterator[Observed]:
     def our_draw(sampler: Sampler, *given: Any, **named: Any) -> Any:
         return timed(SAMPLING, draw, sampler, *given, **named)
 
-    AttentionInterface.register(decoding._NAME, functools.partial(timed, ATTENTION, attention))
+    AttentionInterface.register(
+        decoding_attention.NAME, functools.partial(timed, ATTENTION, attention)
+    )
     functional.linear = our_linear  # type: ignore[assignment]
     Decoder.step, Decoder.read = our_step, our_read  # type: ignore[method-assign, assignment]
     Sampler.draw = our_draw  # type: ignore[method-assign, assignment]
@@ -242,6 +244,6 @@ def observed(model: Any) -> Iterator[Observed]:
         yield seen
     finally:
         clock.leave()
-        AttentionInterface.register(decoding._NAME, attention)
+        AttentionInterface.register(decoding_attention.NAME, attention)
         functional.linear = linear
         Decoder.step, Decoder.read, Sampler.draw = step, read, draw  # type: ignore[method-assign]

@@ -24,7 +24,8 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
-from aios.backends.decoding import Decoder, Prompt, check_decodable
+from aios.backends.decoding import Decoder, check_decodable
+from aios.backends.decoding_cache import Prompt
 from aios.core.errors import ModelError
 
 SIZES: dict[str, Any] = {

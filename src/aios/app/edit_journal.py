@@ -201,7 +201,7 @@ def generation_fingerprint(
         "edits per passage": generator.num_edits,
         "sampling": asdict(generator.sampling),
         "filter": asdict(generator.filter_settings),
-        "duplicates by meaning": generator.finds_meanings,
+        "duplicates by meaning": generator.embedder is not None,
         "passage tokens": config.data.max_passage_tokens,
         "prompts": "" if not config.seal.prompts_file else file_digest(config.seal.prompts_file),
         "domain": config.seal.domain,

@@ -13,7 +13,6 @@ from typing import BinaryIO, Literal
 
 from aios.app.composition import (
     build_corpus_duplicates,
-    build_embedder,
     build_generator,
     cache_in_use,
     check_strategy,
@@ -31,6 +30,7 @@ from aios.app.generation_plan import (
     read_input,
 )
 from aios.app.models import load_model
+from aios.app.watchdog import Watch
 from aios.core.config.recipes import ResolvedRecipe
 from aios.core.config.schemas import Config
 from aios.core.data.rejects import Reject
@@ -42,9 +42,9 @@ from aios.core.files import atomic_writer, encode_json, guarded
 from aios.core.protocols import Emit, LanguageModel, ShouldStop, ignore, never
 from aios.core.seal.quality import drop_repeats
 from aios.core.seal.quality_duplicates import CorpusDuplicates
-from aios.core.seal.self_edit_generator import PassageEdits
+from aios.core.seal.self_edit_generator import PassageEdits, SelfEditGenerator
 from aios.core.telemetry import TelemetrySummary
-from aios.core.types import Failure
+from aios.core.types import Failure, Passage
 from aios.storage.journal import Journal
 
 Resume = Literal["never", "always", "if-possible"]
@@ -183,12 +183,7 @@ def generate_edits(
     """
     began = time.monotonic()
     writer = open_writer(output, output_format)
-    _check_output(input, output)
-    journal_path = _journal_path(output)
-    if resume == "always" and not journal_path.exists():
-        raise UsageError(
-            f"there is no interrupted run for {output}", "use --resume if-possible or never"
-        )
+    _check_output(input, output, resume)
     total = check_input(input)
     check_strategy(config)
     rejects: list[Reject] = []
@@ -197,17 +192,12 @@ def generate_edits(
         recipe = recipe_for(config, model)
         with watched(config, run, "generate", should_stop) as watch:
             generator = build_generator(config, model, recipe, cache=cache, emit=watch.emit)
-            fingerprint = generation_fingerprint(config, file_digest(input), generator)
-            with Journal(journal_path, fingerprint, start_over=resume == "never") as journal:
+            with _journal_of(config, input, output, generator, resume) as journal:
                 _remove_torn(output)
                 passages = read_input(config, input, model, rejects.append)
-                journalled = JournalledEdits(generator, journal, watch.should_stop, watch.emit)
                 watch.emit(StageStarted("generate", total, "passages"))
                 early = EarlyEstimate(total, generator.num_edits, time.monotonic() - began)
-                results = journalled.run(passages)
-                corpus = build_corpus_duplicates(config, build_embedder(config, model))
-                if corpus is not None:
-                    results = _without_repeats(results, corpus, watch.emit)
+                results = _results(config, generator, journal, watch, passages)
                 with atomic_writer(dropped_path(output)) as dropped, writer as out:
                     tally = _write_edits(watch.emit, results, out, dropped, early)
                 rejects_path = _list_rejects(output, rejects)
@@ -230,6 +220,27 @@ def _rejects_path(output: Path) -> Path:
 
 def _journal_path(output: Path) -> Path:
     return output.with_name(f".{output.name}.journal")
+
+
+def _journal_of(
+    config: Config, input: Path, output: Path, generator: SelfEditGenerator, resume: Resume
+) -> Journal:
+    fingerprint = generation_fingerprint(config, file_digest(input), generator)
+    return Journal(_journal_path(output), fingerprint, start_over=resume == "never")
+
+
+def _results(
+    config: Config,
+    generator: SelfEditGenerator,
+    journal: Journal,
+    watch: Watch,
+    passages: Iterator[Passage],
+) -> Iterator[tuple[PassageEdits, bool]]:
+    """Each passage's self-edits, without those that are left out as repeats across the file."""
+    journalled = JournalledEdits(generator, journal, watch.should_stop, watch.emit)
+    corpus = build_corpus_duplicates(config, generator.embedder)
+    results = journalled.run(passages)
+    return results if corpus is None else _without_repeats(results, corpus, watch.emit)
 
 
 def _without_repeats(
@@ -282,7 +293,7 @@ def preview_edits(
     return list(generator.generate(islice(passages, num_samples)))
 
 
-def _check_output(input: Path, output: Path) -> None:
+def _check_output(input: Path, output: Path, resume: Resume) -> None:
     if output.is_dir():
         raise UsageError(f"{output} is a folder", "name a file for the self-edits")
     for path in (output, dropped_path(output), _rejects_path(output)):
@@ -290,6 +301,10 @@ def _check_output(input: Path, output: Path) -> None:
             raise UsageError(
                 f"{path}, which is written, is the input itself", "name another output"
             )
+    if resume == "always" and not _journal_path(output).exists():
+        raise UsageError(
+            f"there is no interrupted run for {output}", "use --resume if-possible or never"
+        )
 
 
 def _remove_torn(output: Path) -> None:

@@ -189,6 +189,11 @@ class Watch:
         seconds = self._abort_after + self._grace_seconds
         faulthandler.dump_traceback_later(seconds, exit=True, file=self._dump_file or _STDERR)
 
+    def disarm(self) -> None:
+        """Calls off what `arm` has set."""
+        if self._abort_after is not None:
+            faulthandler.cancel_dump_traceback_later()
+
     def _done(self) -> float:
         return self._passages if self._progress is None else self._progress
 
@@ -244,7 +249,6 @@ def watching(
         StorageError: An event of the watchdog could not be recorded, or ``stacks.txt`` not made.
             It is raised by the next `Watch.emit` or `Watch.should_stop`, or at the end.
     """
-    closed = threading.Event()
     with ExitStack() as stack:
         dump_file = None
         if abort_after_seconds is not None and dump_to is not None:
@@ -262,21 +266,25 @@ def watching(
         )
         watch.beat()
         shortest = min(heartbeat_seconds, stall_seconds, abort_after_seconds or stall_seconds)
-        poll = min(max(shortest / 4, 0.02), 1.0)
-        thread = threading.Thread(
-            target=watch.run, args=(closed, poll), name=f"watchdog of {stage}", daemon=True
-        )
-        thread.start()
-        watch.arm()
-        try:
+        with _thread_of(watch, f"watchdog of {stage}", min(max(shortest / 4, 0.02), 1.0)):
             yield watch
-        finally:
-            if abort_after_seconds is not None:
-                faulthandler.cancel_dump_traceback_later()
-            closed.set()
-            thread.join(_JOIN_SECONDS)
         watch.raise_error()
         watch.beat()
+
+
+@contextmanager
+def _thread_of(watch: Watch, name: str, poll_seconds: float) -> Iterator[None]:
+    """Runs the watch's thread, and its timer, for the time of the block."""
+    closed = threading.Event()
+    thread = threading.Thread(target=watch.run, args=(closed, poll_seconds), name=name, daemon=True)
+    thread.start()
+    watch.arm()
+    try:
+        yield
+    finally:
+        watch.disarm()
+        closed.set()
+        thread.join(_JOIN_SECONDS)
 
 
 @contextmanager

@@ -18,7 +18,8 @@ from typing import Any
 
 import torch
 
-from aios.backends.decoding import Decoder, Prompt
+from aios.backends.decoding import Decoder
+from aios.backends.decoding_cache import Prompt
 from aios.backends.encoding import encode_prompt
 from aios.backends.sampling import Dice, Draw, Sampler
 from aios.core.errors import BackendError

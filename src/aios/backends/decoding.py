@@ -1,132 +1,32 @@
 """Incremental decoding with one cache for a prompt and one for each of its completions.
 
 Takes prompts as tokens, then a next token for each completion; gives logits. A prompt is read
-once, whatever the number of completions written from it: its keys and values are kept once a
-prompt, and those of the tokens written since once a completion. Attention multiplies all queries
-of a prompt's completions with its keys at once, adds each completion's own keys, and takes one
-softmax over both (the split of Hydragen, Juravsky et al. 2024, arXiv 2402.05099, without its
-second softmax). Completions come and go between steps, so a finished one is replaced at once and
-nothing is padded to the longest.
-
-The model itself is transformers': only its attention is ours, handed in through transformers'
-interface for attention functions.
+once, whatever the number of completions written from it (`decoding_cache`). Completions come and
+go between steps, so a finished one is replaced at once. The model itself is transformers': only
+its attention is ours (`decoding_attention`).
 
 A completion's logits do not depend on what else is in the batch as long as the device's matrix
 product gives each row the same sums whatever the other rows. bfloat16 on CPUs was found to do so;
-float32 only with enough rows, so a step always multiplies a multiple of `_ROWS` of them. Lengths
-are padded to multiples of `_LENGTHS` with zeros, which change no sum. On a GPU none of this is
-promised.
+float32 only with enough rows, so a step always multiplies a multiple of `ROWS` of them. Lengths
+are padded with zeros, which change no sum. On a GPU none of this is promised.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import AttentionInterface
 
 from aios.backends.attention_choice import attention_named
+from aios.backends.decoding_attention import NAME, Layout, Reading, Writing
+from aios.backends.decoding_cache import LENGTHS, KeyValueCache, Prompt, Slot, padded
 from aios.core.errors import ModelError
 
-_NAME = "aios_incremental"
-_ROWS = 16
-_LENGTHS = 64
+ROWS = 16
 _EXACT = 1e-3  # largest difference relative to the largest logit, in float32
 _COARSE = 5e-2  # the same in half precision
-_QUERIES = 256  # prompt tokens whose attention is computed at once: bounds the scores' memory
-
-
-@dataclass(eq=False, slots=True)
-class Prompt:
-    """A prompt that has been read.
-
-    Attributes:
-        tokens: Its tokens.
-        slot: Where its keys and values are.
-        rows: Completions that are, or will be, written from it.
-    """
-
-    tokens: tuple[int, ...]
-    slot: int
-    rows: int
-
-
-@dataclass(eq=False, slots=True)
-class Slot:
-    """A completion's place in the batch; `written` tokens of it have been read."""
-
-    prompt: Prompt
-    written: int = 0
-
-
-@dataclass(slots=True)
-class _Layer:
-    """Keys ``[places, heads, d, length]`` and values ``[places, heads, length, d]`` of a layer."""
-
-    keys: Tensor
-    values: Tensor
-
-    @classmethod
-    def make(cls, places: int, length: int, key: Tensor, value: Tensor) -> _Layer:
-        """Zeros, for keys and values like these (``[1, heads, length, d]``)."""
-        heads = key.shape[1]
-        return cls(
-            key.new_zeros(places, heads, key.shape[-1], length),
-            value.new_zeros(places, heads, length, value.shape[-1]),
-        )
-
-    def grow(self, places: int, length: int) -> None:
-        """Makes room, keeping what is there."""
-        old_places, heads, width, old_length = self.keys.shape
-        keys = self.keys.new_zeros(places, heads, width, length)
-        keys[:old_places, :, :, :old_length] = self.keys
-        values = self.values.new_zeros(places, heads, length, self.values.shape[-1])
-        values[:old_places, :, :old_length] = self.values
-        self.keys, self.values = keys, values
-
-    def move(self, source: int, target: int, length: int) -> None:
-        self.keys[target, :, :, :length] = self.keys[source, :, :, :length]
-        self.values[target, :, :length] = self.values[source, :, :length]
-
-
-@dataclass(slots=True)
-class _Store:
-    """The layers' keys and values for one sort of place: prompts, or completions."""
-
-    places: int
-    length: int
-    layers: dict[int, _Layer] = field(default_factory=dict)
-
-    def layer(self, index: int, key: Tensor, value: Tensor) -> _Layer:
-        if index not in self.layers:
-            self.layers[index] = _Layer.make(self.places, self.length, key, value)
-        return self.layers[index]
-
-    def reserve(self, places: int, length: int) -> None:
-        """Makes room for so many places of so many tokens."""
-        if places <= self.places and length <= self.length:
-            return
-        if places > self.places:
-            self.places = max(places, self.places + self.places // 2)
-        if length > self.length:
-            self.length = _padded(max(length, self.length + self.length // 2))
-        for layer in self.layers.values():
-            layer.grow(self.places, self.length)
-
-    def move(self, source: int, target: int, length: int) -> None:
-        if source != target:
-            for layer in self.layers.values():
-                layer.move(source, target, length)
-
-    @property
-    def bytes(self) -> int:
-        """Memory that it takes."""
-        return sum(
-            t.numel() * t.element_size() for x in self.layers.values() for t in (x.keys, x.values)
-        )
 
 
 class Decoder:
@@ -146,11 +46,11 @@ class Decoder:
             raise _unsupported(model, "they bring an attention of their own")
         self._model = model
         self._device: torch.device = model.device
-        self._prompt_store = _Store(4, _LENGTHS)
-        self._own_store = _Store(_padded(rows, _ROWS), _LENGTHS)
+        self._prompt_store = KeyValueCache(4, LENGTHS)
+        self._own_store = KeyValueCache(padded(rows, ROWS), LENGTHS)
         self.slots: list[Slot] = []
         self.prompts: list[Prompt] = []
-        self._layout: _Layout | None = None
+        self._layout: Layout | None = None
 
     @property
     def cache_bytes(self) -> int:
@@ -172,7 +72,7 @@ class Decoder:
             self._prompt_store.move(known.slot, prompt.slot, shared)
         rest = torch.tensor([wanted[shared:]], device=self._device)
         positions = torch.arange(shared, len(wanted), device=self._device)[None]
-        state = _Reading(self._prompt_store, prompt.slot, shared, len(wanted))
+        state = Reading(self._prompt_store, prompt.slot, shared, len(wanted))
         logits = self._forward(rest, positions, state)
         return prompt, logits[0, -1]
 
@@ -198,13 +98,13 @@ class Decoder:
     def step(self, tokens: Sequence[int]) -> Tensor:
         """Reads one token for each slot, in order; logits of what follows, ``[rows, V]``.
 
-        There are at least as many rows as slots: a multiple of `_ROWS`, the rest without meaning.
+        There are at least as many rows as slots: a multiple of `ROWS`, the rest without meaning.
         """
         self._own_store.reserve(len(self.slots), max(slot.written for slot in self.slots) + 1)
         if self._layout is None:
-            self._layout = _Layout.of(self.slots, self._device)
-        state = _Writing(self._prompt_store, self._own_store, self._layout, self.slots)
-        padding = [0] * (_padded(len(tokens), _ROWS) - len(tokens))
+            self._layout = Layout.of(self.slots, self._device)
+        state = Writing(self._prompt_store, self._own_store, self._layout, self.slots)
+        padding = [0] * (padded(len(tokens), ROWS) - len(tokens))
         ids = torch.tensor([*tokens, *padding], device=self._device)[:, None]
         where = [len(slot.prompt.tokens) + slot.written for slot in self.slots]
         positions = torch.tensor([*where, *padding], device=self._device)[:, None]
@@ -213,8 +113,8 @@ class Decoder:
             slot.written += 1
         return logits[:, -1]
 
-    def _forward(self, ids: Tensor, positions: Tensor, state: _Reading | _Writing) -> Tensor:
-        with attention_named(self._model, _NAME):
+    def _forward(self, ids: Tensor, positions: Tensor, state: Reading | Writing) -> Tensor:
+        with attention_named(self._model, NAME):
             out = self._model(
                 input_ids=ids,
                 position_ids=positions,
@@ -284,205 +184,3 @@ def _unsupported(model: Any, reason: str) -> ModelError:
         f"models of type {kind!r} cannot write here: {reason}",
         "use a model of another type, such as Llama, Qwen, Mistral or SmolLM",
     )
-
-
-@dataclass(slots=True)
-class _Layout:
-    """Where the rows of a step find their prompt: rows are laid out as prompts × most rows.
-
-    Attributes:
-        prompts: Number of prompt places in use.
-        most: Most rows of one prompt.
-        places: Each row's place in that grid, ``[rows]``.
-        lengths: Tokens of each row's prompt, ``[rows]``.
-        longest: Tokens of the longest prompt.
-    """
-
-    prompts: int
-    most: int
-    places: Tensor
-    lengths: Tensor
-    longest: int
-
-    @classmethod
-    def of(cls, slots: Sequence[Slot], device: torch.device) -> _Layout:
-        counts: dict[int, int] = {}
-        within = []
-        for slot in slots:
-            within.append(counts.get(slot.prompt.slot, 0))
-            counts[slot.prompt.slot] = within[-1] + 1
-        most = max(counts.values())
-        places = [s.prompt.slot * most + w for s, w in zip(slots, within, strict=True)]
-        lengths = [len(slot.prompt.tokens) for slot in slots]
-        return cls(
-            prompts=max(counts) + 1,
-            most=most,
-            places=torch.tensor(places, device=device),
-            lengths=torch.tensor(lengths, device=device),
-            longest=max(lengths),
-        )
-
-    def multiply(self, rows: Tensor, kept: Tensor) -> Tensor:
-        """Each row times what is kept of its prompt, all rows of a prompt in one product.
-
-        Args:
-            rows: ``[rows, heads, group, x]``.
-            kept: ``[prompts, heads, x, y]``.
-
-        Returns:
-            ``[rows, heads, group, y]``.
-        """
-        _, heads, group, width = rows.shape
-        grid = (self.prompts, self.most)
-        laid = rows.new_zeros(self.prompts * self.most, heads, group, width)
-        laid[self.places] = rows
-        laid = laid.view(*grid, heads, group, width).transpose(1, 2)
-        laid = laid.reshape(self.prompts * heads, self.most * group, width)
-        product = torch.bmm(laid, kept.flatten(0, 1))
-        product = product.view(self.prompts, heads, self.most, group, -1).transpose(1, 2)
-        product = product.reshape(self.prompts * self.most, heads, group, -1)
-        chosen: Tensor = product[self.places]
-        return chosen
-
-
-class _Reading:
-    """Attention while a prompt's tokens from `start` on are read."""
-
-    def __init__(self, store: _Store, slot: int, start: int, end: int) -> None:
-        self._store, self._slot, self._start, self._end = store, slot, start, end
-        self.used = False
-
-    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, how: _How) -> Tensor:
-        """``query`` is ``[1, query heads, T, d]``; gives ``[1, T, query heads, d]``."""
-        self.used = True
-        kept = self._store.layer(layer, key, value)
-        kept.keys[self._slot, :, :, self._start : self._end] = key[0].transpose(1, 2)
-        kept.values[self._slot, :, self._start : self._end] = value[0]
-        length = _padded(self._end)
-        keys = kept.keys[self._slot, :, :, :length]
-        values = kept.values[self._slot, :, :length]
-        heads, count, width = keys.shape[0], query.shape[2], query.shape[3]
-        parts = []
-        for first in range(0, count, _QUERIES):
-            part = query[0, :, first : first + _QUERIES]
-            at = torch.arange(part.shape[1], device=query.device) + self._start + first
-            mask = _visible(torch.arange(length, device=query.device), at[:, None], how.window)
-            grouped = part.reshape(heads, -1, width)  # the query heads of a key head in a row
-            scores = torch.bmm(grouped, keys).view(heads, -1, part.shape[1], length)
-            weights = how.softmax(scores, mask).to(value.dtype)
-            mixed = torch.bmm(weights.view(heads, -1, length), values)
-            parts.append(mixed.view(query.shape[1], part.shape[1], -1))
-        return torch.cat(parts, dim=1).transpose(0, 1)[None]
-
-
-class _Writing:
-    """Attention while one token of each completion is read."""
-
-    def __init__(
-        self, prompts: _Store, own: _Store, layout: _Layout, slots: Sequence[Slot]
-    ) -> None:
-        self._prompts, self._own, self._layout = prompts, own, layout
-        device = layout.places.device
-        self._written = torch.tensor([slot.written for slot in slots], device=device)
-        self._rows = torch.arange(len(slots), device=device)
-        self._own_length = _padded(max(slot.written for slot in slots) + 1)
-        self._prompt_length = _padded(layout.longest)
-        self._masks: dict[int | None, Tensor] = {}
-        self.used = False
-
-    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, how: _How) -> Tensor:
-        """``query`` is ``[rows, query heads, 1, d]``; gives ``[rows, 1, query heads, d]``."""
-        self.used = True
-        count, padded = len(self._rows), query.shape[0]
-        heads, width, wide = key.shape[1], key.shape[3], value.shape[3]
-        own = self._own.layer(layer, key, value)
-        own.keys[self._rows, :, :, self._written] = key[:count, :, 0]
-        own.values[self._rows, :, self._written] = value[:count, :, 0]
-        asked = query[:count, :, 0].reshape(count, heads, -1, width)
-        prompts = self._prompts.layers[layer]
-        shared_keys = prompts.keys[: self._layout.prompts, :, :, : self._prompt_length]
-        shared_scores = self._layout.multiply(asked, shared_keys)
-        keys = own.keys[:count, :, :, : self._own_length].flatten(0, 1)
-        own_scores = torch.bmm(asked.flatten(0, 1), keys).view(count, heads, -1, self._own_length)
-        scores = torch.cat([shared_scores, own_scores], dim=-1)
-        weights = how.softmax(scores, self._mask(how.window)).to(value.dtype)
-        split = self._prompt_length
-        values = own.values[:count, :, : self._own_length].flatten(0, 1)
-        mixed = torch.bmm(weights[..., split:].flatten(0, 1), values).view(count, heads, -1, wide)
-        shared_values = prompts.values[: self._layout.prompts, :, :split]
-        mixed = mixed + self._layout.multiply(weights[..., :split], shared_values)
-        out = mixed.reshape(count, 1, -1, wide)
-        if padded == count:
-            return out
-        return torch.cat([out, out.new_zeros(padded - count, *out.shape[1:])])
-
-    def _mask(self, window: int | None) -> Tensor:
-        """What each row may not see, as −∞, ``[rows, 1, 1, prompt length + own length]``."""
-        if window not in self._masks:
-            lengths = self._layout.lengths[:, None]
-            device = lengths.device
-            at = lengths + self._written[:, None]
-            in_prompt = torch.arange(self._prompt_length, device=device)[None]
-            own = torch.arange(self._own_length, device=device)[None] + lengths
-            seen = torch.cat(
-                [
-                    _visible(in_prompt, at, window).where(in_prompt < lengths, -torch.inf),
-                    _visible(own, at, window),
-                ],
-                dim=1,
-            )
-            self._masks[window] = seen[:, None, None]
-        return self._masks[window]
-
-
-@dataclass(frozen=True, slots=True)
-class _How:
-    """What a model's attention layer asks for besides: scale, window, cap of the scores."""
-
-    scaling: float
-    window: int | None
-    cap: float | None
-
-    def softmax(self, scores: Tensor, mask: Tensor) -> Tensor:
-        """Weights in float32 from raw products and a mask that is added."""
-        if self.cap is not None:
-            scores = self.cap / self.scaling * torch.tanh(scores.float() * self.scaling / self.cap)
-        return torch.softmax(torch.add(mask, scores, alpha=self.scaling), dim=-1)
-
-
-def _attention(
-    module: Any,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attention_mask: Tensor | None,
-    scaling: float | None = None,
-    incremental: _Reading | _Writing | None = None,
-    sliding_window: int | None = None,
-    softcap: float | None = None,
-    s_aux: Tensor | None = None,
-    **_: Any,
-) -> tuple[Tensor, None]:
-    """Attention as transformers calls it, over what the decoder keeps."""
-    if incremental is None or s_aux is not None:
-        raise ModelError(
-            f"{type(module).__name__} has an attention that cannot be decoded here",
-            "use a model of another type, such as Llama, Qwen, Mistral or SmolLM",
-        )
-    how = _How(query.shape[-1] ** -0.5 if scaling is None else scaling, sliding_window, softcap)
-    return incremental.attend(module.layer_idx, query, key, value, how), None
-
-
-AttentionInterface.register(_NAME, _attention)
-
-
-def _visible(position: Tensor, at: Tensor, window: int | None) -> Tensor:
-    """0 where a token at `at` sees a position, −∞ where it does not."""
-    seen = position <= at
-    if window is not None:
-        seen = seen & (position > at - window)
-    return torch.zeros((), device=position.device).where(seen, -torch.inf)
-
-
-def _padded(length: int, multiple: int = _LENGTHS) -> int:
-    return -(-length // multiple) * multiple

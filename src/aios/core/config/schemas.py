@@ -192,7 +192,7 @@ class SealConfig(Section):
         description="Largest cache in GB; the least recently used go first",
     )
     batch_size: int = Field(
-        default=4, ge=1, le=1024, description="Passages in one generation batch"
+        default=4, ge=1, le=1024, description="Passages that are written at the same time"
     )
     max_generation_time: float = Field(
         default=30.0, gt=0, le=86_400, description="Deadline of one edit, in seconds"

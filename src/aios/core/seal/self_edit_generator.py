@@ -159,7 +159,7 @@ class SelfEditGenerator:
         )
         self.sampling = SamplingParams(temperature, top_p, max_length)
         self.filter_settings = filter_settings or FilterSettings()
-        self.finds_meanings = embedder is not None
+        self.embedder = embedder
         self.quality = QualityFilter(self.filter_settings, model.count_tokens, embedder=embedder)
         if cache is None and cache_dir is not None:
             cache = SelfEditCache(Path(cache_dir), _DEFAULT_CACHE_BYTES)
