@@ -1,6 +1,6 @@
 """Which cheap signals foretell a trial's reward? And what do racing and trunk caching keep of it?
 
-    python experiments/trial_signals.py SEAL_FILE [--passages 40] [--report]
+    python experiments/trial_signals.py SEAL_FILE [--passages 30] [--report]
 
 Takes a SEAL-release JSON file (passages with questions, and completions as self-edits). For the
 first five completions of each passage it trains and examines two temporary adapters on the
@@ -20,7 +20,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from statistics import fmean, median
+from statistics import fmean
 from typing import Any
 
 import numpy as np
@@ -53,7 +53,7 @@ def main() -> None:
     """Runs what is missing, then reports."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("data", nargs="?", help="a SEAL-release JSON file")
-    parser.add_argument("--passages", type=int, default=40)
+    parser.add_argument("--passages", type=int, default=30)
     parser.add_argument("--report", action="store_true", help="make the tables only")
     given = parser.parse_args()
     if not given.report:
@@ -229,7 +229,7 @@ def summarize(record: Sequence[dict[str, Any]]) -> dict[str, Any]:
         )
     reliability = reliability_of(table)
     return {
-        "command": "python experiments/trial_signals.py SEAL_FILE --passages 40",
+        "command": "python experiments/trial_signals.py SEAL_FILE",
         "passages": len(whole),
         "trials": {s: CANDIDATES * len(by_stage.get(s, {})) for s in STAGES[1:]},
         "recipe": {
@@ -243,10 +243,7 @@ def summarize(record: Sequence[dict[str, Any]]) -> dict[str, Any]:
         "icc_within_mean_of_2": reliability.within.icc_mean,
         "noise_sd": reliability.noise.sd if reliability.noise else None,
         "choices": choices(whole, first, second, by_stage),
-        "train_seconds_per_trial": {
-            s: median([t for p in whole for t in by_stage[s][p]["train_seconds"]])
-            for s in STAGES[1:]
-        },
+        "same_choice_as_two_trials_each": agreement(whole, first, second),
     }
 
 
@@ -326,6 +323,22 @@ def choices(
     return found
 
 
+def agreement(
+    passages: Sequence[str], first: dict[str, Any], second: dict[str, Any]
+) -> dict[str, float]:
+    """How often fewer trials choose what two of each candidate choose, over both orders."""
+    once, raced = [], []
+    for p in passages:
+        pairs = list(zip(first[p], second[p], strict=True))
+        both = int(np.argmax([fmean(pair) for pair in pairs]))
+        for seen in (0, 1):
+            order = sorted(range(len(pairs)), key=lambda i, seen=seen, pairs=pairs: -pairs[i][seen])
+            finalist = max(order[:2], key=lambda i, pairs=pairs: fmean(pairs[i]))
+            once.append(order[0] == both)
+            raced.append(finalist == both)
+    return {"one trial each (5)": fmean(once), "racing (7)": fmean(raced)}
+
+
 def print_tables(summary: dict[str, Any]) -> None:
     """The tables, as Markdown."""
     print(f"\n{summary['passages']} passages. {summary['reliability']}\n")
@@ -336,7 +349,7 @@ def print_tables(summary: dict[str, Any]) -> None:
     for name, row in summary["choices"].items():
         interval = f"{row['low']:+.3f} to {row['high']:+.3f}"
         print(f"| {name} | {row['reward']:.3f} | {row['over_random']:+.3f} | {interval} |")
-    print("\ntraining seconds a trial (median):", summary["train_seconds_per_trial"])
+    print("\nSame choice as two trials each:", summary["same_choice_as_two_trials_each"])
 
 
 if __name__ == "__main__":
