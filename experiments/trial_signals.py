@@ -330,12 +330,12 @@ def agreement(
     once, raced = [], []
     for p in passages:
         pairs = list(zip(first[p], second[p], strict=True))
-        both = int(np.argmax([fmean(pair) for pair in pairs]))
-        for seen in (0, 1):
-            order = sorted(range(len(pairs)), key=lambda i, seen=seen, pairs=pairs: -pairs[i][seen])
-            finalist = max(order[:2], key=lambda i, pairs=pairs: fmean(pairs[i]))
+        means = [fmean(pair) for pair in pairs]
+        both = int(np.argmax(means))
+        for rewards in (first[p], second[p]):
+            order = sorted(range(len(pairs)), key=rewards.__getitem__, reverse=True)
             once.append(order[0] == both)
-            raced.append(finalist == both)
+            raced.append(max(order[:2], key=means.__getitem__) == both)
     return {"one trial each (5)": fmean(once), "racing (7)": fmean(raced)}
 
 

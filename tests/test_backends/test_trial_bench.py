@@ -258,7 +258,7 @@ def test_among_equals_a_pass_takes_the_least_advanced() -> None:
 
 
 def test_memory_of_a_trial_is_freed_without_the_garbage_collector(exact: TorchLM) -> None:
-    rows = []
+    rows: list[weakref.ref[torch.Tensor]] = []
     begin = Training.begin
 
     def watched(job: TrialJob, encoded: Sequence[Encoded], row: torch.Tensor) -> Training:
@@ -278,6 +278,36 @@ def test_memory_of_a_trial_is_freed_without_the_garbage_collector(exact: TorchLM
         assert not any(ref() is not None for ref in rows)
     finally:
         gc.enable()
+
+
+def test_an_adapter_whose_answers_are_not_finite_fails_alone(exact: TorchLM) -> None:
+    """The last step of a training may be the one that goes too far: no loss tells."""
+    wild = replace(RECIPE, learning_rate=1e200, grad_clip=0.0)
+    jobs = [
+        trial(0, write_answers=True),
+        trial(1, recipe=wild, max_steps=1, write_answers=True),
+        trial(2, write_answers=True, max_steps=1),
+    ]
+    found = outcomes(TorchTrialBench(exact), jobs)
+    failure = found["trial-1"].failure
+    assert failure is not None
+    assert failure.boundary == "score"
+    assert "not finite" in failure.error
+    for job in (jobs[0], jobs[2]):
+        (alone,) = TorchTrialBench(exact).run([job])
+        assert [a.text for a in found[job.id].answers] == [a.text for a in alone.answers]
+
+
+def test_two_runs_of_a_bench_may_take_turns(exact: TorchLM) -> None:
+    bench = TorchTrialBench(exact, groups=2)
+    first = bench.run([trial(i) for i in range(3)])
+    begun = next(first)
+    other = outcomes(bench, [trial(9)])
+    found = {begun.job_id: begun, **{o.job_id: o for o in first}}
+    assert set(other) == {"trial-9"}
+    for number in range(3):
+        (alone,) = TorchTrialBench(exact).run([trial(number)])
+        assert losses(found[alone.job_id]) == pytest.approx(losses(alone), abs=1e-10)
 
 
 @pytest.mark.model

@@ -22,7 +22,6 @@ from aios.backends.grouped_tokens import GroupedTokens
 from aios.backends.lora_bank import LoraBank
 from aios.backends.packed_attention import attend_packed, unsupported
 from aios.backends.packed_forward import output_head
-from aios.core.errors import NonFiniteError
 
 _NAME = "aios_banked_answers"
 
@@ -112,6 +111,7 @@ class _Answer:
     limit: int
     tokens: list[int]
     finished: bool = False
+    broken: bool = False
 
 
 @torch.inference_mode()
@@ -123,7 +123,7 @@ def answer_groups(
     max_tokens: Sequence[int],
     end_tokens: frozenset[int],
     is_last: Callable[[int], bool],
-) -> list[list[list[int]]]:
+) -> list[list[list[int]] | None]:
     """Greedy continuations under each group's adapter.
 
     Args:
@@ -135,10 +135,7 @@ def answer_groups(
         is_last: Whether an answer ends with this token, which is kept.
 
     Returns:
-        For each group its prompts' answers, as tokens.
-
-    Raises:
-        NonFiniteError: A logit is NaN.
+        For each group its prompts' answers, as tokens; None where a logit was not finite.
     """
     answers = [
         _Answer(group, number, max_tokens[group], [])
@@ -163,7 +160,8 @@ def answer_groups(
     texts: list[list[list[int]]] = [[[] for _ in mine] for mine in prompts]
     for answer in answers:
         texts[answer.group][answer.number] = answer.tokens
-    return texts
+    broken = {answer.group for answer in answers if answer.broken}
+    return [None if group in broken else mine for group, mine in enumerate(texts)]
 
 
 def _go_on(
@@ -198,10 +196,12 @@ class _Writer:
 
     def __call__(self, answers: Sequence[_Answer], hidden: Tensor) -> None:
         logits = hidden @ self.head.T
-        if not bool(torch.isfinite(logits).all()):
-            raise NonFiniteError("a logit is not finite", "try model.dtype: float32")
-        for answer, token in zip(answers, logits.argmax(-1).tolist(), strict=True):
+        usable = torch.isfinite(logits).all(-1).tolist()
+        for answer, token, finite in zip(answers, logits.argmax(-1).tolist(), usable, strict=True):
             if answer.finished:
+                continue
+            if not finite:
+                answer.finished = answer.broken = True
                 continue
             if token not in self.end_tokens:
                 answer.tokens.append(token)

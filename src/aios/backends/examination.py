@@ -75,9 +75,12 @@ class Examiner:
         questions: Sequence[Sequence[Probe]],
         lengths: Sequence[int | None],
         pass_tokens: int,
-    ) -> list[list[str | None]]:
-        """The answers of each adapter, or None for each question where none are written."""
-        texts: list[list[str | None]] = [[None] * len(mine) for mine in questions]
+    ) -> list[list[str | None] | None]:
+        """The answers of each adapter: None for each question where none are written.
+
+        None in place of them all where the adapter's numbers are not finite.
+        """
+        texts: list[list[str | None] | None] = [[None] * len(mine) for mine in questions]
         wanted = [g for g, length in enumerate(lengths) if length is not None]
         prompts = {
             g: [encode_prompt(self._base.tokenizer, p.prompt) for p in questions[g]] for g in wanted
@@ -92,7 +95,7 @@ class Examiner:
                 is_last=self._breaks_line,
             )
             for g, mine in zip(groups, answers, strict=True):
-                texts[g] = [self._text(tokens) for tokens in mine]
+                texts[g] = None if mine is None else [self._text(tokens) for tokens in mine]
         return texts
 
     def _text(self, tokens: Sequence[int]) -> str:
@@ -106,7 +109,7 @@ class Examiner:
 
 
 def _checked(
-    questions: Sequence[Probe], scores: Sequence[Score], texts: Sequence[str | None]
+    questions: Sequence[Probe], scores: Sequence[Score], texts: Sequence[str | None] | None
 ) -> list[Answered] | BackendError:
     for probe, score in zip(questions, scores, strict=True):
         if not math.isfinite(score.logprob):
@@ -114,6 +117,10 @@ def _checked(
                 f"the log-probability of the answer to {probe.question!r} is not finite",
                 "lower training.learning_rate",
             )
+    if texts is None:
+        return NonFiniteError(
+            "a logit of a written answer is not finite", "lower training.learning_rate"
+        )
     return [
         Answered(probe.id, score, text)
         for probe, score, text in zip(questions, scores, texts, strict=True)

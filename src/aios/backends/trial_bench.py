@@ -15,7 +15,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Iterator, Sequence, Sized
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 from aios.backends.adapter_rows import InitialRows
 from aios.backends.bank_memory import MemoryPlan, free_memory, plan_memory
@@ -42,14 +42,13 @@ _Shape = tuple[int, int, int]
 
 @dataclass(eq=False, slots=True)
 class _Bench:
-    """Trainings of one shape (rank, alpha, trunk layers), and what they share."""
+    """What trainings of one shape (rank, alpha, trunk layers) share."""
 
     shape: _Shape
     bank: LoraBank
     plan: MemoryPlan
     trainer: BankTrainer
     initial: InitialRows
-    trainings: list[Training] = field(default_factory=list)
 
 
 class TorchTrialBench:
@@ -131,42 +130,42 @@ class TorchTrialBench:
         done = 0
         emit(StageStarted(_STAGE, len(jobs) if isinstance(jobs, Sized) else 0, _STAGE))
         bench: _Bench | None = None
+        trainings: list[Training] = []
         try:
-            while (bench := self._fill(queue, bench)) is not None:
+            while (bench := self._fill(queue, bench, trainings)) is not None:
                 if should_stop():
                     raise RunInterrupted(
                         f"trials were stopped after {done} were done",
                         "run the same command with --resume",
                     )
-                going = [t for t in bench.trainings if not t.done]
-                if going:
-                    self._pass(bench, going, queue, emit)
-                finished = [t for t in bench.trainings if t.done]
+                if any(not t.done for t in trainings):
+                    self._pass(bench, trainings, queue, emit)
+                finished = [t for t in trainings if t.done]
                 for training in finished:
                     training.end()
+                    trainings.remove(training)
                 if finished:
-                    bench.trainings = [t for t in bench.trainings if not t.done]
                     yield bench, finished
                     done += len(finished)
                     emit(StageProgress(_STAGE, done))
         finally:
-            if self._bench is not None:
-                for training in self._bench.trainings:
-                    training.end()
-                self._bench.trainings = []
+            for training in trainings:
+                training.end()
         emit(StageFinished(_STAGE, time.monotonic() - began, f"{done} trials"))
 
-    def _fill(self, queue: TrialQueue, bench: _Bench | None) -> _Bench | None:
+    def _fill(
+        self, queue: TrialQueue, bench: _Bench | None, trainings: list[Training]
+    ) -> _Bench | None:
         """Takes jobs while there is room; None when nothing is left."""
         while (job := queue.peek()) is not None:
             shape = (job.recipe.rank, job.recipe.alpha, job.trunk_layers)
-            if bench is None or not bench.trainings:
+            if bench is None or not trainings:
                 bench = self._bench_of(shape)
-            if bench.shape != shape or len(bench.trainings) >= bench.plan.groups:
+            if bench.shape != shape or len(trainings) >= bench.plan.groups:
                 return bench
             queue.pop()
-            bench.trainings.append(self._begin(bench, job))
-        return bench if bench is not None and bench.trainings else None
+            trainings.append(self._begin(bench, job))
+        return bench if trainings else None
 
     def _bench_of(self, shape: _Shape) -> _Bench:
         """The bench in use if it has this shape, else a new one in its place."""
@@ -212,19 +211,21 @@ class TorchTrialBench:
         return training
 
     def _pass(
-        self, bench: _Bench, going: Sequence[Training], queue: TrialQueue, emit: Emit
+        self, bench: _Bench, trainings: list[Training], queue: TrialQueue, emit: Emit
     ) -> None:
         """One pass; after an out-of-memory error it is made smaller."""
+        going = [t for t in trainings if not t.done]
         members = choose_pass(going, bench.trainer.pass_tokens, len(going))
         try:
             with self._installed(bench, training=True), memory_errors("train"):
                 bench.trainer.take(members)
         except OutOfMemoryError as error:
-            self._make_do_with_less(bench, members, queue, error, emit)
+            self._make_do_with_less(bench, trainings, members, queue, error, emit)
 
     def _make_do_with_less(
         self,
         bench: _Bench,
+        trainings: list[Training],
         members: Sequence[Training],
         queue: TrialQueue,
         error: OutOfMemoryError,
@@ -232,16 +233,16 @@ class TorchTrialBench:
     ) -> None:
         """Halves groups and tokens; trainings beyond that begin anew later, to the same end."""
         longest = max(len(e.ids) for t in members for e in t.encoded)
-        if len(bench.trainings) == 1 and bench.trainer.pass_tokens <= longest:
-            bench.trainings[0].error = error
+        if len(trainings) == 1 and bench.trainer.pass_tokens <= longest:
+            trainings[0].error = error
             return
-        groups = max(1, len(bench.trainings) // 2)
+        groups = max(1, len(trainings) // 2)
         bench.plan = replace(bench.plan, groups=groups)
         bench.trainer.pass_tokens = max(longest, bench.trainer.pass_tokens // 2)
-        for training in reversed(bench.trainings[groups:]):
+        for training in reversed(trainings[groups:]):
             training.end()
             queue.put_back(training.job)
-        del bench.trainings[groups:]
+        del trainings[groups:]
         bench.bank.reserve(groups)
         release_memory(self.base.device)
         emit(
