@@ -7,6 +7,7 @@ import weakref
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -17,6 +18,7 @@ from aios.backends.adapter_training import TorchAdapterTrainer
 from aios.backends.bank_memory import activation_bytes, plan_memory
 from aios.backends.bank_training import BankTrainer, Training, choose_pass
 from aios.backends.encoding import Encoded
+from aios.backends.examination import Examiner
 from aios.backends.lora_bank import LoraBank
 from aios.backends.torch_lm import TorchLM
 from aios.backends.trial_bench import TorchTrialBench
@@ -101,6 +103,29 @@ def test_out_of_memory_with_one_training_is_its_failure(
         assert outcome.failure.boundary == "train"
         assert outcome.failure.retryable
         assert "out of memory" in outcome.failure.error
+
+
+def test_out_of_memory_while_asking_makes_passes_smaller(
+    exact: TorchLM, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    jobs = [trial(i, max_steps=1, write_answers=True) for i in range(3)]
+    expected = outcomes(TorchTrialBench(exact), jobs)
+    ask, limits = Examiner.ask, []
+
+    def starved(self: Examiner, bank: LoraBank, *given: Any) -> Any:
+        limits.append(given[-1])
+        if given[-1] > 256:
+            raise torch.OutOfMemoryError("no memory left")
+        return ask(self, bank, *given)
+
+    monkeypatch.setattr(Examiner, "ask", starved)
+    found = outcomes(TorchTrialBench(exact, pass_tokens=1024), jobs)
+    assert limits[:3] == [1024, 512, 256]
+    for job in jobs:
+        pairs = zip(found[job.id].answers, expected[job.id].answers, strict=True)
+        for one, other in pairs:
+            assert one.text == other.text
+            assert one.score.logprob == pytest.approx(other.score.logprob, abs=1e-4)
 
 
 def test_a_loss_that_is_not_finite_fails_its_trial_alone(exact: TorchLM) -> None:

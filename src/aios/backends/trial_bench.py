@@ -17,6 +17,8 @@ from collections.abc import Iterable, Iterator, Sequence, Sized
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 
+from torch import Tensor
+
 from aios.backends.adapter_rows import InitialRows
 from aios.backends.bank_memory import MemoryPlan, free_memory, plan_memory
 from aios.backends.bank_training import BankTrainer, Training, choose_pass
@@ -37,6 +39,7 @@ from aios.core.types import Failure
 
 _STAGE = "trials"
 _TRUNK_SHARE = 8  # the trunk's states may take an eighth of what is free
+_LEAST_TOKENS = 64  # of a pass; with less memory than for these nothing can be asked
 _Shape = tuple[int, int, int]
 
 
@@ -105,10 +108,7 @@ class TorchTrialBench:
             bench = self._bench or self._make_bench((1, 1, 0))
             untrained = bench.bank.weights.new_zeros(bench.bank.length)
             probes = tuple(missing.values())
-            with self._installed(bench), memory_errors("score"):
-                answered = self._examiner.ask(
-                    bench.bank, [untrained], [probes], [length], bench.trainer.pass_tokens
-                )[0]
+            (answered,) = self._ask(bench, [untrained], [probes], [length])
             if isinstance(answered, BackendError):
                 raise answered
             self._known.update({(a.probe_id, length): a for a in answered})
@@ -260,14 +260,12 @@ class TorchTrialBench:
     ) -> Iterator[TrialOutcome]:
         """Outcomes of trainings that ended together; their questions are one batch."""
         trained = [t for t in finished if t.error is None]
-        with self._installed(bench), memory_errors("score"):
-            answers = self._examiner.ask(
-                bench.bank,
-                [t.row for t in trained],
-                [t.job.questions for t in trained],
-                [t.job.max_answer_tokens if t.job.write_answers else None for t in trained],
-                bench.trainer.pass_tokens,
-            )
+        answers = self._ask(
+            bench,
+            [t.row for t in trained],
+            [t.job.questions for t in trained],
+            [t.job.max_answer_tokens if t.job.write_answers else None for t in trained],
+        )
         answered = {t.job.id: a for t, a in zip(trained, answers, strict=True)}
         for training in finished:
             job = training.job
@@ -277,6 +275,25 @@ class TorchTrialBench:
                 yield _failed(job, boundary, found, emit)
             else:
                 yield TrialOutcome(job.id, training.metrics(), tuple(found))
+
+    def _ask(
+        self,
+        bench: _Bench,
+        rows: Sequence[Tensor],
+        questions: Sequence[Sequence[Probe]],
+        lengths: Sequence[int | None],
+    ) -> list[list[Answered] | BackendError]:
+        """What the adapters make of their questions; in smaller passes where memory runs out."""
+        while True:
+            tokens = bench.trainer.pass_tokens
+            try:
+                with self._installed(bench), memory_errors("score"):
+                    return self._examiner.ask(bench.bank, rows, questions, lengths, tokens)
+            except OutOfMemoryError:
+                if tokens <= _LEAST_TOKENS:
+                    raise
+                bench.trainer.pass_tokens = tokens // 2
+                release_memory(self.base.device)
 
     @contextmanager
     def _installed(self, bench: _Bench, *, training: bool = False) -> Iterator[None]:
