@@ -141,17 +141,17 @@ def test_what_a_lost_worker_had_begun_is_tried_once_more_elsewhere_job_by_job() 
     answer(book, 0, "b")
     book.lost(0, "was killed")
     assert taken(book) == ["b"]
-    assert [give(book, [0, 1]) for _ in range(3)] == ["1:a!", "", ""]  # 0 is where they were lost
+    assert give(book, [0, 1]) == ""  # 0 is where they were lost, 1 has another batch
     answer(book, 1, "d", "e")
     book.finished(1)
-    assert give(book, [0, 1]) == "1:c!"
+    assert [give(book, [0, 1]) for _ in range(2)] == ["1:a!", ""]  # a second try is alone
     book.lost(1, "ran away")
     assert taken(book) == [
         "d",
         "e",
         "a: the worker that ran it was lost, as was the one before: it ran away",
     ]
-    assert give(book, [0, 1]) == "1:c!"  # not begun when the worker was lost: still its first retry
+    assert give(book, [0, 1]) == "1:c!"
     answer(book, 3, "c")
     book.finished(3)
     assert taken(book) == ["c"]
@@ -170,7 +170,20 @@ def test_a_batch_that_was_not_begun_is_given_out_again_as_it_was() -> None:
     book = dispatch(jobs(*"abcd"))
     assert [give(book, [0]), give(book, [0])] == ["0:a,b", "0:c,d"]
     book.lost(0, "was killed")
-    assert [give(book, [1, 2], live=[0, 1, 2]) for _ in range(4)] == ["1:a!", "2:b!", "1:c,d", ""]
+    assert [give(book, [1, 2], live=[0, 1, 2]) for _ in range(3)] == ["1:a!", "2:b!", ""]
+    answer(book, 2, "a")
+    book.finished(2)
+    assert give(book, [1, 2], live=[0, 1, 2]) == "1:c,d"
+
+
+def test_no_new_batch_is_made_while_a_second_try_waits() -> None:
+    book = dispatch(jobs(*"abcdef"))
+    assert [give(book, [0]), give(book, [1])] == ["0:a,b", "1:c,d"]
+    book.lost(0, "was killed")
+    assert [give(book, [1]) for _ in range(2)] == ["", ""]  # e and f stay where they are
+    answer(book, 1, "c", "d")
+    book.finished(1)
+    assert give(book, [1]) == "1:a!"
 
 
 def test_the_second_loss_is_a_failure_that_may_be_tried_again() -> None:

@@ -352,6 +352,6 @@ def test_the_bundled_model_learns_together_as_alone(models_folder: Path) -> None
         assert losses(alone)[-1] < losses(alone)[0] - 0.5
         for one, other in zip(together[job.id].answers, alone.answers, strict=True):
             assert one.score.loss == pytest.approx(other.score.loss, abs=0.5)
-            assert one.text
+            assert one.text is not None
     assert [a.score.tokens for a in known] == [a.score.tokens for a in together["trial-0"].answers]
     assert all(torch.equal(value, before[name]) for name, value in lm.model.state_dict().items())

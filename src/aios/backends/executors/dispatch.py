@@ -71,10 +71,13 @@ class Dispatch:
     def pull(self, ready: Collection[int]) -> None:
         """Makes the next batch if one of the workers has room for it. Runs the caller's code.
 
+        None is made while a second try waits, which needs a worker without another batch.
+
         Raises:
             UsageError: A job cannot be run at all, or its id came before.
         """
-        if any(self._has_room(worker) for worker in ready):
+        second = any(batch.retry for batch in self._waiting)
+        if not second and any(self._has_room(worker) for worker in ready):
             jobs = tuple(islice(self._pulled(), self._bank))
             if jobs:
                 self._waiting.append(Batch(next(self._numbers), jobs))
@@ -91,7 +94,8 @@ class Dispatch:
             able = [
                 worker
                 for worker in ready
-                if self._has_room(worker) and not (elsewhere and worker == batch.avoid)
+                if self._has_room(worker, alone=batch.retry)
+                and not (elsewhere and worker == batch.avoid)
             ]
             if able:
                 worker = min(able, key=lambda w: (self.load(w), w))
@@ -182,8 +186,16 @@ class Dispatch:
             self._queue.pop()
             yield job
 
-    def _has_room(self, worker: int) -> bool:
-        return self.load(worker) < DEPTH
+    def _has_room(self, worker: int, *, alone: bool = False) -> bool:
+        """Whether a worker may get a batch. A second try has it for itself.
+
+        So if it is lost then, that job is the only one that can have done it, or have had an
+        outcome that was lost on the way.
+        """
+        given = self._given.get(worker, ())
+        if alone or any(each.batch.retry for each in given):
+            return not given
+        return len(given) < DEPTH
 
     def _find(self, batch: int) -> _Given | None:
         for batches in self._given.values():
