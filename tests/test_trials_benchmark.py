@@ -15,6 +15,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 from torch.utils.flop_counter import FlopCounterMode
 
+from aios.backends.devices import release_memory
 from aios.core.types import LoraRecipe
 from tests.tiny_model import build_llama, build_tokenizer
 
@@ -303,6 +304,7 @@ def test_memory_peaks_are_those_since_the_watch_was_started(load: Any) -> None:
     block = torch.ones(2**24)  # 64 MiB, touched
     size = block.numel() * block.element_size()
     del block
+    release_memory(device)  # what other tests have left, too
 
     before = memory.start_watch(device)
     quiet = memory.peak_memory(device) - before
