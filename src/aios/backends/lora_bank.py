@@ -200,7 +200,7 @@ class _Pass:
         self._last = None
 
     def inputs(self, x: Tensor) -> Tensor:
-        """A layer's input ``[1, N, ·]`` by group, ``[G, n, ·]``; padding holds any token."""
+        """A layer's input ``[1, N, ·]`` by group, ``[G, n, ·]``; padding is a token of its own."""
         if self._last is None or self._last[0] is not x:
             self._last = x, self._grid(x.flatten(0, -2))
         return self._last[1]
