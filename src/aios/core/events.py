@@ -167,6 +167,45 @@ class GenerationMeasured:
 
 
 @dataclass(frozen=True, slots=True)
+class CandidateTried:
+    """A candidate self-edit of a ReST-EM round has had its trials.
+
+    Attributes:
+        round: Number of the round, from 0.
+        held_out: Whether its passage is one that generators are only compared on.
+        passage_id: The passage.
+        strategy: What made it.
+        index: Its number among the passage's candidates.
+        trials: Trials that gave a number.
+        improvement: Mean improvement over the baseline, in the reward's unit; None if every
+            trial failed.
+    """
+
+    round: int
+    held_out: bool
+    passage_id: str
+    strategy: str
+    index: int
+    trials: int
+    improvement: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class RoundFinished:
+    """A ReST-EM round is done and its state committed.
+
+    Attributes:
+        number: Of the round, from 0 (the untrained generator).
+        summary: One line for people.
+        report: `core.restem.RoundReport` as a JSON object.
+    """
+
+    number: int
+    summary: str
+    report: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
 class Notice:
     """Something a person should know. `level` is ``info`` or ``warning``."""
 
@@ -196,6 +235,8 @@ Event = (
     | Heartbeat
     | Stalled
     | GenerationMeasured
+    | CandidateTried
+    | RoundFinished
     | Notice
     | RunFinished
 )
@@ -214,6 +255,8 @@ _TYPES: dict[str, type[Any]] = {
         Heartbeat,
         Stalled,
         GenerationMeasured,
+        CandidateTried,
+        RoundFinished,
         Notice,
         RunFinished,
     )

@@ -47,6 +47,7 @@ from aios.core.config.recipe_schemas import (
     default_recipes,
     require_same_number,
 )
+from aios.core.config.restem_schema import RestemConfig
 from aios.core.seal.prompt_templates import AUTO
 
 _T = TypeVar("_T")
@@ -419,6 +420,7 @@ class Config(Section):
     )
     model: ModelConfig = ModelConfig()
     seal: SealConfig = SealConfig()
+    restem: RestemConfig = RestemConfig()
     training: TrainingConfig = TrainingConfig()
     data: DataConfig = DataConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
