@@ -93,14 +93,49 @@ def formats() -> Iterator[Variant]:
     yield Variant("cloze", "cloze")
     yield Variant("self-qa-grounded", "self-qa-grounded")
     yield Variant("7B implications", RELEASED)
-    for name in WRITTEN:
+    for name in ("self-qa", "rewrite", "implications"):
+        yield Variant(f"{name}, T 0.5, no filter", name, temperature=0.5, settings=UNFILTERED)
+    for name in ("self-qa", "rewrite"):
+        yield Variant(f"{name}, T 0.5", name, temperature=0.5)
+        yield Variant(f"{name}, T 1", name)
+    for name in WRITTEN[:4]:
         yield Variant(f"{name}, T 1", name)
         yield Variant(f"{name}, T 0.5", name, temperature=0.5)
-    for name in ("implications", "rewrite", "self-qa"):
-        yield Variant(f"{name}, T 0.5, no filter", name, temperature=0.5, settings=UNFILTERED)
 
 
-STAGES: dict[str, tuple[slice, Any]] = {"formats": (slice(0, 12), formats)}
+def recipes() -> Iterator[Variant]:
+    """How blanks are trained on: one thing changed at a time."""
+    blanks = Variant("cloze", "cloze")
+    yield Variant("passage")
+    yield blanks
+    yield replace(blanks, name="3000 tokens", budget=3000)
+    yield replace(blanks, name="750 tokens", budget=750)
+    for rate in (5e-4, 2e-3):
+        recipe = replace(RECIPE, learning_rate=rate)
+        yield replace(blanks, name=f"learning rate {rate:g}", recipe=recipe)
+    for rank in (8, 16):
+        recipe = replace(RECIPE, rank=rank, alpha=2 * rank)
+        yield replace(blanks, name=f"rank {rank}", recipe=recipe)
+    for size in (2, 8):
+        recipe = replace(RECIPE, batch_size=size)
+        yield replace(blanks, name=f"{size} texts a step", recipe=recipe)
+    yield replace(blanks, name="two sets of blanks", edits=2)
+    yield replace(blanks, name="without the passage", passage_copies=0)
+    yield replace(blanks, name="passage twice", passage_copies=2)
+    yield replace(blanks, name="loss on the answer", loss_on="answer")
+    yield replace(
+        blanks,
+        name="rank 8, learning rate 2e-3",
+        recipe=replace(RECIPE, rank=8, alpha=16, learning_rate=2e-3),
+    )
+    yield replace(blanks, name="asked without Question:", template="{question}\n")
+    yield replace(blanks, name="cloze and implications", strategy="cloze:1,implications:1")
+
+
+STAGES: dict[str, tuple[slice, Any]] = {
+    "formats": (slice(0, 12), formats),
+    "recipes": (slice(0, 12), recipes),
+}
 
 
 def main() -> None:
@@ -291,9 +326,7 @@ def loss_of(rows: Sequence[dict[str, Any]]) -> float:
     return float(sum(r["nll"] for r in rows) / sum(r["answer_tokens"] for r in rows))
 
 
-def line(
-    name: str, rows: Sequence[dict[str, Any]], reference: Sequence[dict[str, Any]]
-) -> str:
+def line(name: str, rows: Sequence[dict[str, Any]], reference: Sequence[dict[str, Any]]) -> str:
     """One variant; its change against the passage alone, with a bootstrap over passages."""
     change = interval = ""
     if reference and rows is not reference:

@@ -294,6 +294,62 @@ def damaged_or_changed_adapter_is_refused(bench: Workbench) -> None:
         bench.trainer.attach(adapter)
 
 
+def starting_from_an_adapter_goes_on_where_it_ended(bench: Workbench) -> None:
+    before = bench.base.score(VALIDATION)
+    first = bench.trainer.fit(bench.job("first"))
+    data = files_of(first)
+    second = bench.trainer.fit(bench.job("second", initial=first.adapter))
+    assert second.curve[0].validation_loss == pytest.approx(first.best.validation_loss, rel=1e-4)
+    assert second.best.validation_loss is not None
+    assert first.best.validation_loss is not None
+    assert second.best.validation_loss < first.best.validation_loss
+    assert loss(bench.trainer.attach(second.adapter)) == pytest.approx(
+        second.best.validation_loss, rel=1e-4
+    )
+    assert second.adapter.base_digest == bench.base.digest
+    assert files_of(first) == data
+    assert bench.base.score(VALIDATION) == before
+
+
+def a_training_from_an_adapter_can_be_resumed(bench: Workbench) -> None:
+    initial = bench.trainer.fit(bench.job("initial", max_steps=2)).adapter
+    whole = bench.trainer.fit(bench.job("whole", initial=initial))
+    for steps in (0, 3):
+        asked = iter([False] * steps + [True])
+        job = bench.job(f"stopped-{steps}", initial=initial)
+        with pytest.raises(RunInterrupted):
+            bench.trainer.fit(job, should_stop=lambda a=asked: next(a))  # type: ignore[misc]
+        resumed = bench.trainer.fit(replace(job, resume=True))
+        assert files_of(resumed) == files_of(whole)
+        assert timeless(resumed.curve) == timeless(whole.curve)
+
+
+def state_of_a_training_from_another_adapter_is_refused(bench: Workbench) -> None:
+    first = bench.trainer.fit(bench.job("first", max_steps=1)).adapter
+    second = bench.trainer.fit(bench.job("second", max_steps=2)).adapter
+    bench.trainer.fit(bench.job(initial=first))
+    for other in (second, None):
+        with pytest.raises(UsageError, match="other data or settings"):
+            bench.trainer.fit(bench.job(initial=other, resume=True))
+
+
+def an_adapter_that_does_not_fit_is_no_beginning(bench: Workbench) -> None:
+    before = bench.base.score(VALIDATION)
+    adapter = bench.trainer.fit(bench.job("first", max_steps=1)).adapter
+    others: list[tuple[dict[str, Any], str]] = [
+        ({"initial": replace(adapter, base_digest="0" * 64)}, "another base model"),
+        ({"initial": adapter, "recipe": replace(RECIPE, rank=2)}, "rank 2 and alpha 8"),
+        ({"initial": adapter, "recipe": replace(RECIPE, alpha=4)}, "rank 4 and alpha 4"),
+    ]
+    for changes, message in others:
+        with pytest.raises(AdapterMismatchError, match=message):
+            bench.trainer.fit(bench.job(**changes))
+    with pytest.raises(StorageError, match="not the file that was trained"):
+        bench.trainer.fit(bench.job(initial=replace(adapter, digest="0" * 64)))
+    assert not (bench.folder / "a" / "adapter_model.safetensors").exists()
+    assert bench.base.score(VALIDATION) == before
+
+
 def nothing_to_train_on_is_an_error(bench: Workbench) -> None:
     with pytest.raises(BackendError, match="nothing to train on"):
         bench.trainer.fit(bench.job(examples=()))
@@ -331,6 +387,10 @@ CHECKS: tuple[Callable[[Workbench], None], ...] = (
     state_of_another_job_is_refused,
     adapter_of_another_base_is_refused,
     damaged_or_changed_adapter_is_refused,
+    starting_from_an_adapter_goes_on_where_it_ended,
+    a_training_from_an_adapter_can_be_resumed,
+    state_of_a_training_from_another_adapter_is_refused,
+    an_adapter_that_does_not_fit_is_no_beginning,
     nothing_to_train_on_is_an_error,
     example_that_is_too_long_is_an_error_that_names_its_passage,
 )

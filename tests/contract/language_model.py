@@ -63,6 +63,13 @@ def chat_holds_all_contents_in_order(model: LanguageModel) -> None:
     assert model.format_chat(messages) == prompt
 
 
+def end_of_turn_is_one_token_or_nothing(model: LanguageModel) -> None:
+    end = model.end_of_turn
+    assert end == end.strip()
+    whole = model.count_tokens("The wheel turns twelve stones." + end)
+    assert whole == model.count_tokens("The wheel turns twelve stones.") + bool(end)
+
+
 def writes_nothing_for_no_requests(model: LanguageModel) -> None:
     assert model.generate([]) == []
     assert model.score([]) == []
@@ -301,6 +308,7 @@ CHECKS: tuple[Callable[[LanguageModel], None], ...] = (
     counts_no_tokens_in_an_empty_text,
     counts_more_tokens_in_a_longer_text,
     chat_holds_all_contents_in_order,
+    end_of_turn_is_one_token_or_nothing,
     writes_nothing_for_no_requests,
     writes_one_completion_a_seed_in_order,
     same_call_gives_the_same_texts,

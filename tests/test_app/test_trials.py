@@ -14,7 +14,7 @@ from aios.core.types import LoraRecipe, TrainExample
 CONFIG = Config.model_validate({"model": {"name": "scripted"}})
 
 
-@pytest.mark.parametrize("kind", ["local", "process"])
+@pytest.mark.parametrize("kind", ["serial", "processes"])
 def test_an_executor_runs_trials_on_the_configs_model(kind: Any) -> None:
     executor = open_executor(CONFIG, kind, workers=2, bank=1)
     example = TrainExample.whole("The mill was built in 1871.")
@@ -30,7 +30,7 @@ def test_an_unknown_executor_is_an_error_that_lists_the_known_ones() -> None:
     kind: Any = "cloud"
     with pytest.raises(UsageError, match="unknown executor 'cloud'") as caught:
         open_executor(CONFIG, kind)
-    assert "local, process, ray" in caught.value.remedy
+    assert "serial, processes, ray" in caught.value.remedy
 
 
 def test_a_model_without_weights_here_gives_no_gradients() -> None:

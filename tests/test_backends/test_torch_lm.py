@@ -170,6 +170,33 @@ def test_chat_uses_the_template_of_the_model(lm: TorchLM) -> None:
     assert lm.format_chat([*messages, *messages]) == "What is a mill?\n\nWhat is a mill?\n\n"
 
 
+def test_a_turn_ends_with_the_end_token_of_the_chat_template(lm: TorchLM) -> None:
+    assert lm.end_of_turn == "<|im_end|>"
+    tokenizer = build_tokenizer(eos_token="<|endoftext|>")
+    model = build_llama()
+    model.generation_config.eos_token_id = [0, 2]  # as models whose turns end otherwise than texts
+    assert TorchLM(model, tokenizer).end_of_turn == "<|im_end|>"
+    tokenizer.chat_template = None
+    assert TorchLM(model, tokenizer).end_of_turn == "<|endoftext|>"
+
+
+def test_a_model_without_an_end_token_has_no_end_of_turn() -> None:
+    model, tokenizer = build_llama(), build_tokenizer()
+    model.generation_config.eos_token_id = tokenizer.eos_token = None
+    assert TorchLM(model, tokenizer).end_of_turn == ""
+    model.generation_config.eos_token_id = 10**6
+    assert TorchLM(model, tokenizer).end_of_turn == ""
+
+
+def test_an_answer_and_its_end_of_turn_carry_loss_and_the_prompt_does_not(lm: TorchLM) -> None:
+    prompt = lm.format_chat([{"role": "user", "content": "What is a mill?"}])
+    text = f"{prompt}A house.{lm.end_of_turn}"
+    encoded = encode(lm.tokenizer, text, [(len(prompt), len(text))])
+    labels = [label for label in encoded.labels if label >= 0]
+    assert lm.tokenizer.decode(labels) == "A house.<|im_end|>"
+    assert labels[-1] in lm.end_tokens()
+
+
 def test_the_context_length_is_that_of_the_config(lm: TorchLM) -> None:
     assert lm.context_length == CONTEXT
 

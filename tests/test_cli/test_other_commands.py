@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +53,7 @@ def test_self_edits_can_be_turned_off(off: list[str], app: Any, passages: Path) 
         (["--overwrite", "--resume"], "--overwrite and --resume contradict"),
         (["--no-seal", "--seal-strategy", "rewrite"], "--seal-strategy cannot be used with"),
         (["--no-seal", "--num-edits", "2"], "--num-edits cannot be used with --no-seal"),
+        (["--no-seal", "--seal-generator", "g"], "--seal-generator cannot be used with --no-seal"),
     ],
 )
 def test_contradicting_flags_are_wrong_usage(
@@ -97,6 +99,22 @@ def test_train_expert_dry_run_shows_recipe_and_plan(
     assert run(train(passages, "--dry-run", "--json")) == 0
     assert json.loads(capsys.readouterr().out)["generation"]["candidates"] == 20
     assert {name for name, *_ in app.calls} == {"plan_generation"}
+
+
+def test_train_expert_dry_run_names_the_strategy_of_the_generator(
+    app: Any, passages: Path, capsys: Capture
+) -> None:
+    app.results["plan_generation"] = replace(
+        app.results["plan_generation"], strategy="rewrite", strategy_source="generator gen"
+    )
+    assert run(train(passages, "--dry-run", "--json", "--seal-generator", "gen")) == 0
+    document = json.loads(capsys.readouterr().out)
+    assert app.config.seal.generator == Path("gen")
+    assert (document["recipe"]["strategy"], document["recipe"]["num_edits_per_passage"]) == (
+        "rewrite",
+        5,
+    )
+    assert document["recipe"]["sources"]["seal.strategy"] == "generator gen"
 
 
 def test_models_list_says_what_is_here(app: Any, capsys: Capture) -> None:

@@ -41,6 +41,17 @@ def test_generate_passes_its_flags_as_one_config(app: Any, passages: Path) -> No
     assert (config.model.name, config.model.offline, config.seed) == ("tiny", True, 3)
 
 
+@pytest.mark.parametrize(
+    "line", ["generate --output o.txt", "preview", "ab-test"], ids=lambda line: line.split()[0]
+)
+def test_a_generator_can_be_given(line: str, app: Any, passages: Path) -> None:
+    words = ["seal", *line.split(), "--input", str(passages)]
+    assert run([*words, "--seal-generator", "runs/gen"]) == 0
+    assert app.config.seal.generator == Path("runs/gen")
+    assert run(words) == 0
+    assert app.config.seal.generator is None
+
+
 def test_generate_resumes_by_default_and_sets_only_what_is_given(app: Any, passages: Path) -> None:
     assert run(["seal", "generate", "--input", str(passages), "--output", "o.txt"]) == 0
     assert app.kwargs["resume"] == "if-possible"

@@ -40,7 +40,7 @@ class EchoModel:
     """A language model that answers with its prompt and seed, and records the calls."""
 
     name = digest = "echo"
-    adapter_digest = ""
+    adapter_digest = end_of_turn = ""
     context_length = 1000
 
     def __init__(self) -> None:
@@ -99,6 +99,48 @@ def parse(row: Mapping[str, str]) -> list[str]:
     return get_strategy(row["strategy"]).parse_output(
         row["completion"], passage, finish_reason="stop" if reason == "stop" else "length"
     )
+
+
+def subsets(items: list[str]) -> list[list[str]]:
+    """All of them, each alone, every other one, and the first missing: what a filter may leave."""
+    return [items, *([item] for item in items), items[::2], items[1:]]
+
+
+@pytest.mark.parametrize(
+    "name", [name for name in known_strategies() if get_strategy(name).learnable]
+)
+def test_a_formatted_completion_is_read_back_as_its_items(name: str) -> None:
+    compared = 0
+    for row in real_completions(name):
+        passage, strategy = Passage.make(row["passage"], title=row["title"]), get_strategy(name)
+        for items in filter(None, subsets(parse(row))):
+            completion = strategy.format_completion(items)
+            read = strategy.parse_output(completion, passage, finish_reason="stop")
+            assert read == items
+            assert strategy.format_completion(read) == completion == completion.strip()
+            compared += 1
+    assert compared >= 40
+
+
+def test_a_formatted_completion_has_the_form_that_the_prompt_asks_for() -> None:
+    items = ["Otrar fell in 1220.", "The siege\ntook five months."]
+    pairs = ["Question: When did Otrar fall?\nAnswer: 1220", "Question: Who fell?\nAnswer: Otrar"]
+    listed = "1. Otrar fell in 1220.\n2. The siege took five months."
+    assert get_strategy("implications-long").format_completion(items) == listed
+    cot = get_strategy("implications-cot").format_completion(items)
+    assert cot == f"Implications:\n{listed}"
+    assert get_strategy("rewrite").format_completion(items).splitlines() == [
+        "Otrar fell in 1220.",
+        "The siege took five months.",
+    ]
+    assert get_strategy("self-qa").format_completion(pairs) == (
+        "Question 1: When did Otrar fall?\nAnswer 1: 1220\nQuestion 2: Who fell?\nAnswer 2: Otrar"
+    )
+
+
+def test_strategies_that_no_single_answer_holds_cannot_be_learned() -> None:
+    unlearnable = {name for name in known_strategies() if not get_strategy(name).learnable}
+    assert unlearnable == {"cloze", "self-qa-grounded"}
 
 
 def test_all_passages_and_seeds_go_to_the_model_in_one_call() -> None:

@@ -13,6 +13,7 @@ from pathlib import Path
 from aios.app.composition import Run, build_generator, cache_in_use
 from aios.app.edit_journal import generation_fingerprint, journalled_edits
 from aios.app.generation_plan import read_input
+from aios.app.generators import writing_model
 from aios.core.config.recipes import ResolvedRecipe
 from aios.core.config.schemas import Config
 from aios.core.data.probes import Probe
@@ -166,10 +167,11 @@ def _split(job: ABJob, given: ABInput) -> tuple[tuple[Passage, ...], tuple[Passa
 
 
 def _make_edits(job: ABJob, passages: tuple[Passage, ...]) -> list[PassageEdits]:
-    with cache_in_use(job.config, job.run.emit) as cache:
-        generator = build_generator(
-            job.config, job.model, job.recipe, cache=cache, emit=job.run.emit
-        )
+    with (
+        cache_in_use(job.config, job.run.emit) as cache,
+        writing_model(job.config, job.model, emit=job.run.emit) as writes,
+    ):
+        generator = build_generator(job.config, writes, job.recipe, cache=cache, emit=job.run.emit)
         digest = content_hash([(p.id, p.title, p.text) for p in passages])
         fingerprint = generation_fingerprint(job.config, digest, generator)
         return journalled_edits(

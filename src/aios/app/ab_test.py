@@ -16,6 +16,7 @@ import psutil
 
 from aios.app.ab_data import ABJob, prepare_ab_data, read_ab_input
 from aios.app.composition import describe_strategy, recipe_for, started_run
+from aios.app.generators import check_generator, describe_generator
 from aios.app.models import load_model, load_trainer
 from aios.app.report_html import render_report
 from aios.core.config.recipes import ResolvedRecipe
@@ -88,6 +89,7 @@ def run_ab_test(
     if resume and output is None:
         raise UsageError("--resume needs the run to go on with", "name it with --output DIR")
     given = read_ab_input(config, input, questions)
+    check_generator(config)
     began = time.monotonic()
     path = output or config.paths.artifacts / "seal_experiments" / _new_name(input)
     is_new = not (path / "run.json").exists()
@@ -204,6 +206,7 @@ def _set_up(job: ABJob, data: ABData) -> dict[str, Any]:
         "recipe_source": f"{recipe.name}: {recipe.measured}",
         "strategy": recipe.strategy,
         "strategy_source": describe_strategy(recipe),
+        **_generator(job),
         "match": job.settings.match,
         "seed": job.config.seed,
         "passages": len(data.passages),
@@ -212,6 +215,14 @@ def _set_up(job: ABJob, data: ABData) -> dict[str, Any]:
         "versions": package_versions(),
         "hardware": f"{psutil.cpu_count()} CPU cores, {platform.machine()}, {platform.system()}",
     }
+
+
+def _generator(job: ABJob) -> dict[str, Any]:
+    """Which generator wrote the self-edits, where one did."""
+    known = describe_generator(job.config) if job.needs_edits else None
+    if known is None:
+        return {}
+    return {"generator": known["folder"], "generator_digest": known["adapter_digest"]}
 
 
 def _generation_costs(results: Sequence[PassageEdits]) -> dict[str, Any]:

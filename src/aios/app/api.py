@@ -8,6 +8,7 @@ from pathlib import Path
 
 from aios.app import models, trials
 from aios.core.config import loader
+from aios.core.config.restem_schema import ExecutorKind
 from aios.core.config.schemas import Config
 from aios.core.protocols import Executor, LanguageModel
 
@@ -48,14 +49,14 @@ def load_model(name: str | None = None, *, offline: bool = False) -> LanguageMod
 
 
 def open_executor(
-    name: str | None = None, kind: trials.ExecutorKind = "local", *, workers: int = 1
+    name: str | None = None, kind: ExecutorKind = "serial", *, workers: int | None = None
 ) -> Executor:
     """Where trials of self-edits are run: training temporary adapters, asking them questions.
 
     Args:
         name: The base model, as for `load_model`.
-        kind: ``local`` (this process), ``process`` (worker processes on this machine) or ``ray``.
-        workers: How many workers, for the last two.
+        kind: ``serial`` (this process), ``processes`` (workers on this machine) or ``ray``.
+        workers: How many workers, for the last two; None: one for each GPU, or two.
 
     Raises:
         ConfigError: As `load_model`.

@@ -17,6 +17,7 @@ from aios.app.composition import (
     started_run,
 )
 from aios.app.generation_plan import check_input, read_input
+from aios.app.generators import check_generator, writing_model
 from aios.app.models import load_model
 from aios.core.config.schemas import Config
 from aios.core.data.rejects import Reject
@@ -89,7 +90,7 @@ def warm_cache(
         input: A file of passages.
         emit: Shows events.
         should_stop: Asked before each passage that is begun; those in flight are finished.
-        model: The generator; loaded from the config by default.
+        model: The base model; loaded from the config by default.
 
     Raises:
         UsageError: The cache is switched off, or the input cannot be used.
@@ -100,15 +101,17 @@ def warm_cache(
         raise UsageError("the cache is switched off", "set seal.enable_cache: true to fill it")
     began = time.monotonic()
     total = check_input(input)
+    check_generator(config)
     rejects: list[Reject] = []
     failures: list[Failure] = []
     with started_run(config, "warm-cache", emit) as run, cache_in_use(config, run.emit) as cache:
         model = model or load_model(config, emit=run.emit)
         recipe = recipe_for(config, model)
-        generator = build_generator(config, model, recipe, cache=cache, emit=run.emit)
         passages = read_input(config, input, model, rejects.append)
-        run.emit(StageStarted("warm cache", total, "passages"))
-        tally = _fill(run, generator, passages, should_stop, failures.append)
+        with writing_model(config, model, emit=run.emit) as writes:
+            generator = build_generator(config, writes, recipe, cache=cache, emit=run.emit)
+            run.emit(StageStarted("warm cache", total, "passages"))
+            tally = _fill(run, generator, passages, should_stop, failures.append)
         rejects_path = run.directory.path / "rejects.jsonl" if rejects else None
         if rejects_path is not None:
             write_rejects(rejects_path, rejects)

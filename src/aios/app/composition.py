@@ -6,7 +6,7 @@ import os
 import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from aios.app.models import is_offline
@@ -29,7 +29,10 @@ from aios.core.seal.self_edit_generator import SelfEditGenerator
 from aios.core.seal.strategy_mix import resolve_mix
 from aios.core.telemetry import GenerationTelemetry
 from aios.storage.event_log import fan_out
+from aios.storage.generators import read_card
 from aios.storage.runs import RunDirectory
+
+_GENERATOR = "generator "  # and its folder: where a strategy comes from
 
 
 @dataclass(frozen=True, slots=True)
@@ -241,11 +244,32 @@ def check_strategy(config: Config) -> None:
 
 
 def recipe_for(config: Config, model: LanguageModel) -> ResolvedRecipe:
-    """The recipe in force for a loaded model."""
-    return resolve_recipe(config, model.name)
+    """The recipe in force for a loaded model; see `recipe_named`."""
+    return recipe_named(config, model.name)
+
+
+def recipe_named(config: Config, model_name: str) -> ResolvedRecipe:
+    """The recipe in force for a base model of this name.
+
+    A generator (``seal.generator``) writes by the strategy that its card gives the largest share,
+    unless the user has chosen one; the number of edits is then, as for any strategy that is
+    chosen, the user's or that of the recipe whose strategy it is.
+
+    Raises:
+        UsageError: As `resolve_recipe`, or ``seal.generator`` is no generator.
+        StorageError: The generator is damaged.
+    """
+    folder = config.seal.generator
+    if folder is None or config.seal.strategy != AUTO:
+        return resolve_recipe(config, model_name)
+    seal = config.seal.model_copy(update={"strategy": read_card(folder).strategy})
+    recipe = resolve_recipe(config.model_copy(update={"seal": seal}), model_name)
+    return replace(recipe, sources={**recipe.sources, "seal.strategy": _GENERATOR + str(folder)})
 
 
 def describe_strategy(recipe: ResolvedRecipe) -> str:
     """Where the strategy in force comes from, for people."""
     source = recipe.sources["seal.strategy"]
+    if source.startswith(_GENERATOR):
+        return source
     return "chosen by you" if source == "user" else f"{recipe.name}: {recipe.measured}"

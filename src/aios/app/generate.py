@@ -29,6 +29,7 @@ from aios.app.generation_plan import (
     ignore_reject,
     read_input,
 )
+from aios.app.generators import check_generator, writing_model
 from aios.app.models import load_model
 from aios.app.watchdog import Watch
 from aios.core.config.recipes import ResolvedRecipe
@@ -173,7 +174,7 @@ def generate_edits(
         output_format: Another format than the ending's, e.g. ``messages``.
         emit: Shows events.
         should_stop: Asked before each passage that is begun; those in flight are finished.
-        model: The generator; loaded from the config by default.
+        model: The base model; loaded from the config by default.
 
     Raises:
         UsageError: Input, output or config cannot be used, or the journal is of other work.
@@ -186,12 +187,16 @@ def generate_edits(
     _check_output(input, output, resume)
     total = check_input(input)
     check_strategy(config)
+    check_generator(config)
     rejects: list[Reject] = []
     with started_run(config, "generate", emit) as run, cache_in_use(config, run.emit) as cache:
         model = model or load_model(config, emit=run.emit)
         recipe = recipe_for(config, model)
-        with watched(config, run, "generate", should_stop) as watch:
-            generator = build_generator(config, model, recipe, cache=cache, emit=watch.emit)
+        with (
+            writing_model(config, model, emit=run.emit) as writes,
+            watched(config, run, "generate", should_stop) as watch,
+        ):
+            generator = build_generator(config, writes, recipe, cache=cache, emit=watch.emit)
             with _journal_of(config, input, output, generator, resume) as journal:
                 _remove_torn(output)
                 passages = read_input(config, input, model, rejects.append)
@@ -287,10 +292,13 @@ def preview_edits(
     """
     check_input(input)
     check_strategy(config)
+    check_generator(config)
     model = load_model(config, emit=emit)
-    generator = build_generator(config, model, recipe_for(config, model), cache=None, emit=emit)
-    passages = read_input(config, input, model, ignore_reject)
-    return list(generator.generate(islice(passages, num_samples)))
+    recipe = recipe_for(config, model)
+    with writing_model(config, model, emit=emit) as writes:
+        generator = build_generator(config, writes, recipe, cache=None, emit=emit)
+        passages = read_input(config, input, model, ignore_reject)
+        return list(generator.generate(islice(passages, num_samples)))
 
 
 def _check_output(input: Path, output: Path, resume: Resume) -> None:

@@ -20,7 +20,9 @@ from aios.app.composition import (
     recipe_for,
 )
 from aios.app.edit_journal import encode_result
+from aios.app.generators import check_generator, writing_model
 from aios.app.models import load_model
+from aios.core.config.recipes import ResolvedRecipe
 from aios.core.config.schemas import Config
 from aios.core.data.edit_rows import to_row
 from aios.core.data.readers import read_passages
@@ -86,43 +88,64 @@ def plan_generation(
     """
     total = check_input(input)
     check_strategy(config)
+    check_generator(config)
     began = time.monotonic()
     model = load_model(config, emit=emit)
     once_seconds = time.monotonic() - began
     recipe = recipe_for(config, model)
+    wanted = frozenset(spread_indices(total, PROBED)) if probe else frozenset()
+    with writing_model(config, model, emit=emit) as writes:
+        plan, chosen = _counted(config, input, writes, recipe, wanted)
+        if not probe:
+            return plan
+        to_write = plan.cached < plan.candidates
+        if to_write:
+            emit(Notice(f"timing {len(chosen)} passages for an estimate"))
+        fresh = build_generator(config, writes, recipe, cache=None)
+        timed = _probe(fresh, chosen if to_write else [])
+    return replace(plan, estimate=estimate(plan, replace(timed, once_seconds=once_seconds)))
+
+
+def _counted(
+    config: Config,
+    input: Path,
+    writes: LanguageModel,
+    recipe: ResolvedRecipe,
+    wanted: frozenset[int],
+) -> tuple[GeneratePlan, list[Passage]]:
+    """The plan without an estimate, and the passages whose numbers are wanted.
+
+    Args:
+        config: The resolved config.
+        input: A file of passages.
+        writes: The model that writes: the base model, or a generator on it.
+        recipe: The recipe in force.
+        wanted: Numbers of passages, from 0.
+    """
     rejects: list[Reject] = []
     passages = cached = prompt_tokens = 0
     # Not closed, so that looking into the cache does not count as using it.
     cache = open_cache(config) if config.seal.enable_cache else None
-    generator = build_generator(config, model, recipe, cache=cache)
-    wanted = frozenset(spread_indices(total, PROBED)) if probe else frozenset()
+    generator = build_generator(config, writes, recipe, cache=cache)
     chosen: list[Passage] = []
-    for number, passage in enumerate(read_input(config, input, model, rejects.append)):
+    for number, passage in enumerate(read_input(config, input, writes, rejects.append)):
         passages += 1
         cached += generator.count_cached(passage)
         prompt_tokens += generator.count_prompt_tokens(passage)
         if number in wanted:
             chosen.append(passage)
     writing = sum(part.num_edits for part in generator.parts if part.strategy.writes)
-    candidates = passages * generator.num_edits
-    to_write = max(0, passages * writing - cached)
     plan = GeneratePlan(
         passages=passages,
         rejected=len(rejects),
-        candidates=candidates,
+        candidates=passages * generator.num_edits,
         cached=cached,
         prompt_tokens=prompt_tokens if writing else 0,
-        max_new_tokens=to_write * config.seal.max_new_tokens,
+        max_new_tokens=max(0, passages * writing - cached) * config.seal.max_new_tokens,
         strategy=recipe.strategy,
         strategy_source=describe_strategy(recipe),
     )
-    if not probe:
-        return plan
-    if cached < candidates:
-        emit(Notice(f"timing {len(chosen)} passages for an estimate"))
-    fresh = build_generator(config, model, recipe, cache=None)
-    timed = _probe(fresh, chosen if cached < candidates else [])
-    return replace(plan, estimate=estimate(plan, replace(timed, once_seconds=once_seconds)))
+    return plan, chosen
 
 
 def _probe(generator: SelfEditGenerator, passages: list[Passage]) -> Probe:

@@ -34,6 +34,7 @@ def render_model_card(expert: Expert, provenance: Mapping[str, object]) -> str:
         f"| trained | {expert.last_trained} |",
         f"| passages | {len(_listed(provenance.get('passages')))} |",
         f"| self-edits | {provenance.get('edits', 0)} ({provenance.get('strategy') or 'none'}) |",
+        *_generator_row(provenance.get("generator")),
         f"| recipe | {provenance.get('recipe', '')} |",
         f"| seed | {provenance.get('seed', '')} |",
         f"| validation on | {provenance.get('validation', '')} |",
@@ -46,6 +47,14 @@ def render_model_card(expert: Expert, provenance: Mapping[str, object]) -> str:
             lines.append(f"| {label} | {metrics[key]:.3f} |")
     lines += ["", "Load it with PEFT on the base model named above; `expert.json` has the rest."]
     return f"---\n{head}---\n\n" + "\n".join(lines) + "\n"
+
+
+def _generator_row(generator: object) -> list[str]:
+    """The generator that wrote the self-edits, where one did."""
+    if not isinstance(generator, Mapping):
+        return []
+    digest = str(generator.get("adapter_digest", ""))[:12]
+    return [f"| self-edits written by | generator `{digest}`, round {generator.get('round')} |"]
 
 
 def _listed(value: object) -> list[object]:

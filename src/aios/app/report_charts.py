@@ -15,12 +15,12 @@ from typing import Any
 
 from markupsafe import Markup
 
+from aios.app.report_page import signed
 from aios.app.svg import Dot, ForestRow, Series, dot_plot, forest_plot, format_signed, line_chart
 
 Curve = list[tuple[float, float]]
 Document = Mapping[str, Any]
 
-NO_BREAK = "\N{NO-BREAK SPACE}"
 ARM_LABELS = {
     "base": "the model as it is",
     "passage": "trained on the passages",
@@ -67,21 +67,6 @@ class CategoryRow:
 def labels_of(document: Document) -> dict[str, str]:
     """What each arm of the document is, in a few words."""
     return {name: ARM_LABELS.get(name, "") for name in document["arms"]}
-
-
-def percent(value: float) -> str:
-    """``−16.2 %``: a signed share with a true minus."""
-    return f"{format_signed(100 * value, 1)}{NO_BREAK}%"
-
-
-def points(value: float) -> str:
-    """``+4.2 pp``: a difference of shares in percentage points."""
-    return f"{format_signed(100 * value, 1)}{NO_BREAK}pp"
-
-
-def signed(value: float) -> str:
-    """``−0.42``: a signed number with a true minus."""
-    return format_signed(value, 2)
 
 
 def question_changes(document: Document, names: Mapping[str, str]) -> list[QuestionChange]:

@@ -2,36 +2,48 @@
 
 Takes the document that is saved as ``metrics.json`` (`aios.core.evaluation.document`), the
 self-edits that were kept and dropped, and the set-up; gives the page as text. It holds its own
-style and charts (inline SVG), runs no script, asks nothing of the network (a content security
-policy in the page forbids both), and reads well in light and dark, on narrow screens and in print.
-
-What a model wrote is hostile until shown otherwise: every text is escaped, control characters and
-lone surrogates are replaced, and texts are kept apart in their writing direction.
+style and charts (inline SVG), and reads well in light and dark, on narrow screens and in print.
+How it is kept safe stands in `aios.app.report_page`.
 """
 
 from __future__ import annotations
 
-import re
 from collections import Counter, defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from markupsafe import Markup
-
 from aios.app import report_charts, svg
-from aios.app.report_charts import NO_BREAK, QuestionChange, labels_of, percent, points, signed
+from aios.app.report_charts import QuestionChange, labels_of
+from aios.app.report_page import (
+    NO_BREAK,
+    bytes_words,
+    check_log_link,
+    environment,
+    interval_words,
+    percent,
+    points,
+    printable,
+    seconds_words,
+    setup_row,
+    tone_of,
+)
 from aios.core.types import Drop, Passage, SelfEdit
 
 LISTED_QUESTIONS = 6
 LISTED_EDITS = 6
 LISTED_ITEMS = 4
 LISTED_DROPS = 3
-LONGEST_TEXT = 700
 
-_UNPRINTABLE = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uffff]")
+_SECTIONS = (
+    ("arms", "Arms"),
+    ("comparisons", "Comparisons"),
+    ("curves", "Learning curves"),
+    ("questions", "Questions"),
+    ("edits", "Self-edits"),
+    ("setup", "Set-up"),
+    ("reading", "How to read this"),
+)
 _METRIC_NAMES = {
     "validation_loss": "Validation loss",
     "perplexity": "Perplexity",
@@ -81,15 +93,6 @@ class DropGroup:
     examples: tuple[Drop, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class SetupRow:
-    """A line of the set-up; `kind` is ``text``, ``pairs`` or ``command``."""
-
-    name: str
-    kind: str
-    value: Any
-
-
 def render_report(
     document: Mapping[str, Any],
     *,
@@ -119,60 +122,29 @@ def render_report(
     Raises:
         ValueError: `log_link` is not relative.
     """
-    if log_link is not None and (re.match(r"[a-zA-Z][\w+.-]*:", log_link) or log_link[:1] in "/\\"):
-        raise ValueError(f"the link to the log is not relative: {log_link!r}")
+    check_log_link(log_link)
     names = {passage.id: passage.title or passage.id for passage in passages}
     changes = report_charts.question_changes(document, names)
-    template = _environment().get_template("report.html.j2")
+    template = environment().get_template("report.html.j2")
     return template.render(
         title=title,
+        sections=_SECTIONS,
         verdict=document["verdict"],
-        tone=_tone(document["comparison"]),
+        tone=tone_of(document["comparison"]),
         main=document["comparison"],
         labels=labels_of(document),
         tiles=_tiles(document),
         columns=_COLUMNS,
         arms=_arm_rows(document),
         categories=report_charts.category_losses(document),
-        charts=report_charts.charts(document, changes, _printable),
+        charts=report_charts.charts(document, changes, printable),
         chart_css=svg.CSS,
-        setup=[_setup_row(name, value) for name, value in run_info.items()],
+        setup=[setup_row(name, value) for name, value in run_info.items()],
         log_link=log_link,
         names=names,
         **_question_context(changes),
         **_edit_context(edits_kept, edits_dropped, passages),
     )
-
-
-def _environment() -> Environment:
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent / "templates"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        finalize=_printable,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters["shorten"] = _shorten
-    environment.filters["signed"] = signed
-    return environment
-
-
-def _printable(value: Any) -> Any:
-    """Replaces control characters and lone surrogates in plain text."""
-    if isinstance(value, str) and not isinstance(value, Markup):
-        return _UNPRINTABLE.sub("\ufffd", value)
-    return value
-
-
-def _shorten(text: str) -> str:
-    return text if len(text) <= LONGEST_TEXT else text[:LONGEST_TEXT].rstrip() + " …"
-
-
-def _tone(comparison: Mapping[str, Any] | None) -> str:
-    """``good``, ``bad`` or ``even``: the colour of a comparison."""
-    verdict = comparison["verdict"] if comparison else ""
-    return {"better": "good", "worse": "bad"}.get(verdict, "even")
 
 
 def _tiles(document: Mapping[str, Any]) -> list[dict[str, str]]:
@@ -191,11 +163,11 @@ def _tiles(document: Mapping[str, Any]) -> list[dict[str, str]]:
             {
                 "metric": _METRIC_NAMES[row["metric"]],
                 "change": number(row["relative_change"] if relative else row["change"]),
-                "interval": _interval(row["ci95"], number) if row["ci95"] else "",
+                "interval": interval_words(row["ci95"], number) if row["ci95"] else "",
                 "ends": f"{_metric(row['metric'], row['control_value'])} → "
                 f"{_metric(row['metric'], row['treatment_value'])}",
                 "test": f"McNemar p = {_p_value(test['p_value'])}" if test else "",
-                "tone": _tone(row),
+                "tone": tone_of(row),
                 "verdict": row["verdict"],
             }
         )
@@ -215,12 +187,6 @@ _COLUMNS = (
 )
 
 
-def _interval(ends: Sequence[float], number: Callable[[float], str]) -> str:
-    """``−17.7 to −9.5 %``: the unit once."""
-    low, high = (number(end) for end in ends)
-    return f"{low.split(NO_BREAK)[0]} to {high}"
-
-
 def _arm_rows(document: Mapping[str, Any]) -> list[ArmRow]:
     main, labels = document["comparison"], labels_of(document)
     return [
@@ -232,9 +198,9 @@ def _arm_rows(document: Mapping[str, Any]) -> list[ArmRow]:
             cells=(
                 *(_metric_cell(metric, arm["summary"][metric]) for metric in _METRIC_NAMES),
                 _retention_cell(arm["retention"]),
-                Cell(_seconds(arm["train_seconds"]["mean"])),
+                Cell(seconds_words(arm["train_seconds"]["mean"])),
                 Cell(f"{arm['tokens']['mean']:,.0f}" if arm["tokens"]["mean"] else "–"),
-                Cell(_bytes(arm["peak_memory_bytes"])),
+                Cell(bytes_words(arm["peak_memory_bytes"])),
             ),
         )
         for name, arm in document["arms"].items()
@@ -330,44 +296,6 @@ def _drop_groups(drops: Sequence[Drop]) -> list[DropGroup]:
         )
         for reason, group in ordered
     ]
-
-
-def _setup_row(name: str, value: Any) -> SetupRow:
-    label = name.replace("_", " ")
-    label = label[:1].upper() + label[1:]
-    if name == "command":
-        return SetupRow(label, "command", _flat(value))
-    if isinstance(value, Mapping):
-        pairs = [(str(key).replace("_", " "), _flat(one)) for key, one in value.items()]
-        return SetupRow(label, "pairs", pairs)
-    return SetupRow(label, "text", _flat(value))
-
-
-def _flat(value: Any) -> str:
-    if isinstance(value, Mapping):
-        return ", ".join(f"{key} {_flat(one)}" for key, one in value.items())
-    if isinstance(value, (list, tuple)):
-        return ", ".join(_flat(one) for one in value)
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    return "–" if value is None else str(value)
-
-
-def _seconds(seconds: float) -> str:
-    if seconds <= 0:
-        return "–"
-    if seconds < 60:
-        return f"{seconds:.1f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    if minutes < 60:
-        return f"{minutes} min {rest:02d} s"
-    return f"{minutes // 60} h {minutes % 60:02d} min"
-
-
-def _bytes(size: int) -> str:
-    if size <= 0:
-        return "–"
-    return f"{size / 2**30:.2f} GiB" if size >= 2**30 else f"{size / 2**20:.0f} MiB"
 
 
 def _p_value(p: float) -> str:

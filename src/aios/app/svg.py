@@ -1,47 +1,43 @@
 """Charts as inline SVG: lines with bands, forest plots and dot plots.
 
 Takes plain numbers and labels; gives `Markup` that can stand in a page without scripts. Colours
-come from CSS variables (`CSS` has the rules; the page defines ``--ink``, ``--muted``, ``--grid``,
-``--paper``, ``--good``, ``--bad`` and ``--s0`` … ``--s5``), and a series differs from the others by
-dash pattern and marker too, for readers who do not tell its colour apart and for print. Every
-chart has a title and a description for screen readers. All text is escaped.
+come from CSS variables (`svg_canvas.CSS`), and a series differs from the others by dash pattern
+and marker too, for readers who do not tell its colour apart and for print. Every chart has a title
+and a description for screen readers. All text is escaped.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 
-from markupsafe import Markup, escape
+from markupsafe import Markup
 
-WIDTH = 720
-STYLES = 6
-
-CSS = Markup(
-    """
-.chart { display: block; width: 100%; min-width: 34rem; max-width: 54rem; height: auto; }
-.chart text { font: 12px system-ui, sans-serif; fill: var(--muted); }
-.chart .strong { fill: var(--ink); font-weight: 600; }
-.chart .ink { fill: var(--ink); }
-.chart .grid { stroke: var(--grid); stroke-width: 1; }
-.chart .axis { stroke: var(--muted); stroke-width: 1; }
-.chart .zero { stroke: var(--ink); stroke-width: 1.25; }
-.chart .line { fill: none; stroke: var(--c); stroke-width: 2.25; stroke-linejoin: round; }
-.chart .trace { fill: none; stroke: var(--c); stroke-width: 1; opacity: .4; }
-.chart .band { fill: var(--c); stroke: none; opacity: .15; }
-.chart .mark { fill: var(--c); stroke: var(--paper); stroke-width: 1.25; }
-.chart .open { fill: var(--paper); stroke: var(--c); stroke-width: 2; }
-.chart .whisker { stroke: var(--c); stroke-width: 2; }
-.chart .s0 { --c: var(--s0); } .chart .s1 { --c: var(--s1); } .chart .s2 { --c: var(--s2); }
-.chart .s3 { --c: var(--s3); } .chart .s4 { --c: var(--s4); } .chart .s5 { --c: var(--s5); }
-.chart .good { --c: var(--good); } .chart .bad { --c: var(--bad); }
-.chart .even { --c: var(--muted); }
-.chart .s1 .line, .chart .s5 .line { stroke-dasharray: 9 4; }
-.chart .s3 .line { stroke-dasharray: 2 4; }
-.chart .s4 .line { stroke-dasharray: 10 4 2 4; }
-"""
+from aios.app.svg_canvas import (
+    CSS,
+    STYLES,
+    WIDTH,
+    Axis,
+    Canvas,
+    format_signed,
+    format_tick,
+    legend_rows,
+    nice_ticks,
+    padded,
 )
+
+__all__ = [
+    "CSS",
+    "Dot",
+    "ForestRow",
+    "Series",
+    "dot_plot",
+    "forest_plot",
+    "format_signed",
+    "format_tick",
+    "line_chart",
+    "nice_ticks",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +51,7 @@ class Series:
         band: (x, low, high) in ascending x; may be empty.
         traces: Thin single lines that the line is the mean of; may be empty.
         marks: Points to mark.
+        mark_note: What a mark is; shown when one points at it.
     """
 
     name: str
@@ -63,6 +60,7 @@ class Series:
     band: Sequence[tuple[float, float, float]] = ()
     traces: Sequence[Sequence[tuple[float, float]]] = ()
     marks: Sequence[tuple[float, float]] = ()
+    mark_note: str = "best checkpoint"
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,104 +87,15 @@ class Dot:
     label: str
 
 
-@dataclass(frozen=True, slots=True)
-class _Axis:
-    """Maps values to pixels."""
-
-    low: float
-    high: float
-    start: float
-    end: float
-
-    def __call__(self, value: float) -> float:
-        share = (value - self.low) / (self.high - self.low)
-        return round(self.start + share * (self.end - self.start), 2)
-
-
-@dataclass(slots=True)
-class _Canvas:
-    """Collects SVG elements."""
-
-    width: int
-    height: int
-    parts: list[str] = field(default_factory=list)
-
-    def line(self, x1: float, y1: float, x2: float, y2: float, css: str) -> None:
-        self.parts.append(f'<line x1="{x1}" y1="{y1}" x2="{x2}" y2="{y2}" class="{css}"/>')
-
-    def text(self, x: float, y: float, text: str, css: str = "", anchor: str = "start") -> None:
-        self.parts.append(
-            f'<text x="{x}" y="{y}" text-anchor="{anchor}" class="{css}">{escape(text)}</text>'
-        )
-
-    def path(
-        self, points: Sequence[tuple[float, float]], css: str, *, closed: bool = False
-    ) -> None:
-        steps = " L".join(f"{x} {y}" for x, y in points)
-        self.parts.append(f'<path d="M{steps}{"Z" if closed else ""}" class="{css}"/>')
-
-    def marker(self, x: float, y: float, shape: int, css: str, label: str = "") -> None:
-        """Draws a circle, square, diamond or triangle; `label` is shown when pointed at."""
-        r = 4.5
-        outlines: dict[int, list[tuple[float, float]]] = {
-            1: [(-r, -r), (r, -r), (r, r), (-r, r)],
-            2: [(0, -6), (6, 0), (0, 6), (-6, 0)],
-            3: [(0, -6), (5.5, 4.5), (-5.5, 4.5)],
-        }
-        corners = outlines.get(shape % 4)
-        tip = f"<title>{escape(label)}</title>" if label else ""
-        if corners is None:
-            self.parts.append(f'<circle cx="{x}" cy="{y}" r="{r}" class="{css}">{tip}</circle>')
-            return
-        steps = " L".join(f"{round(x + dx, 2)} {round(y + dy, 2)}" for dx, dy in corners)
-        self.parts.append(f'<path d="M{steps}Z" class="{css}">{tip}</path>')
-
-    def group(self, css: str) -> None:
-        self.parts.append(f'<g class="{css}">')
-
-    def end_group(self) -> None:
-        self.parts.append("</g>")
-
-    def render(self, id: str, title: str, desc: str) -> Markup:
-        head = (
-            f'<svg class="chart" role="img" viewBox="0 0 {self.width} {self.height}" '
-            f'aria-labelledby="{escape(id)}-title {escape(id)}-desc">'
-            f'<title id="{escape(id)}-title">{escape(title)}</title>'
-            f'<desc id="{escape(id)}-desc">{escape(desc)}</desc>'
-        )
-        return Markup("\n".join([head, *self.parts, "</svg>"]))  # every part is escaped above
-
-
-def nice_ticks(low: float, high: float, count: int = 5) -> list[float]:
-    """About `count` round numbers that lie in [low, high]; steps are 1, 2, 2.5 or 5 × 10^k."""
-    if not low < high:
-        return [low]
-    rough = (high - low) / max(1, count)
-    magnitude = 10.0 ** math.floor(math.log10(rough))
-    step = next(s * magnitude for s in (1, 2, 2.5, 5, 10) if s * magnitude >= rough * 0.999)
-    first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
-    return [round(i * step, 12) + 0.0 for i in range(first, last + 1)]
-
-
-def format_tick(value: float) -> str:
-    """A tick's number without superfluous digits: ``0``, ``−2.5``, ``20k``, ``1.5M``."""
-    sign, size = "−" if value < 0 else "", abs(value)
-    for unit, name in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
-        if size >= unit:
-            return f"{sign}{size / unit:.6g}{name}"
-    return f"{sign}{size:.6g}"
-
-
-def format_signed(value: float, decimals: int) -> str:
-    """A number with its sign, a true minus, and no sign where it rounds to zero."""
-    text = f"{abs(value):.{decimals}f}"
-    if float(text) == 0:
-        return text
-    return ("−" if value < 0 else "+") + text
-
-
 def line_chart(
-    series: Sequence[Series], *, id: str, title: str, desc: str, x_label: str, y_label: str
+    series: Sequence[Series],
+    *,
+    id: str,
+    title: str,
+    desc: str,
+    x_label: str,
+    y_label: str,
+    x_ticks: Sequence[float] | None = None,
 ) -> Markup:
     """Draws lines with their bands, traces and marks.
 
@@ -197,14 +106,15 @@ def line_chart(
         desc: What the chart shows, for screen readers.
         x_label: Name and unit of x.
         y_label: Name and unit of y.
+        x_ticks: Ticks of x; round numbers in its range if None.
     """
-    rows = list(_legend_rows([s.name for s in series], WIDTH - 70))
+    rows = list(legend_rows([s.name for s in series], WIDTH - 70))
     top, bottom, left, right = 22 * len(rows) + 22, 46, 54, 18
-    canvas = _Canvas(WIDTH, top + 290 + bottom)
+    canvas = Canvas(WIDTH, top + 290 + bottom)
     points = [p for s in series for line in (s.points, *s.traces) for p in line]
     points += [(x, y) for s in series for x, *ys in s.band for y in ys]
-    x_axis = _Axis(*_padded([x for x, _ in points], 0), left, WIDTH - right)
-    y_axis = _Axis(*_padded([y for _, y in points], 0.06), top + 290, top)
+    x_axis = Axis(*padded([x for x, _ in points], 0), left, WIDTH - right)
+    y_axis = Axis(*padded([y for _, y in points], 0.06), top + 290, top)
     for number, row in enumerate(rows):
         for index, offset in row:
             _legend_entry(canvas, series[index], left + offset, 14 + 22 * number)
@@ -212,7 +122,7 @@ def line_chart(
     for tick in nice_ticks(y_axis.low, y_axis.high):
         canvas.line(left, y_axis(tick), WIDTH - right, y_axis(tick), "grid")
         canvas.text(left - 8, y_axis(tick) + 4, format_tick(tick), anchor="end")
-    for tick in nice_ticks(x_axis.low, x_axis.high, 6):
+    for tick in nice_ticks(x_axis.low, x_axis.high, 6) if x_ticks is None else x_ticks:
         canvas.line(x_axis(tick), top + 290, x_axis(tick), top + 295, "axis")
         canvas.text(x_axis(tick), top + 310, format_tick(tick), anchor="middle")
     canvas.line(left, top + 290, WIDTH - right, top + 290, "axis")
@@ -245,9 +155,9 @@ def forest_plot(
     """
     step, top, left, right = 30, 34, 262, 180
     height = top + step * len(rows)
-    canvas = _Canvas(WIDTH, height + 46)
+    canvas = Canvas(WIDTH, height + 46)
     ends = [v for r in rows for v in (r.value, r.low, r.high) if v is not None]
-    axis = _Axis(*_padded([*ends, 0.0], 0.06), left, WIDTH - right)
+    axis = Axis(*padded([*ends, 0.0], 0.06), left, WIDTH - right)
     for tick in nice_ticks(axis.low, axis.high, 4):
         canvas.line(axis(tick), top - 8, axis(tick), height, "grid")
         canvas.text(axis(tick), height + 17, f"{format_tick(tick)} {unit}", anchor="middle")
@@ -284,10 +194,10 @@ def dot_plot(dots: Sequence[Dot], *, id: str, title: str, desc: str, y_label: st
         y_label: Name and unit of the value.
     """
     top, left, height = 30, 54, 250
-    canvas = _Canvas(WIDTH, top + height + 30)
+    canvas = Canvas(WIDTH, top + height + 30)
     ordered = sorted(dots, key=lambda dot: dot.value)
-    y_axis = _Axis(*_padded([0.0, *(d.value for d in ordered)], 0.06), top + height, top)
-    x_axis = _Axis(-1, len(ordered), left, WIDTH - 18)
+    y_axis = Axis(*padded([0.0, *(d.value for d in ordered)], 0.06), top + height, top)
+    x_axis = Axis(-1, len(ordered), left, WIDTH - 18)
     canvas.text(left - 44, 14, y_label)
     for tick in nice_ticks(y_axis.low, y_axis.high):
         canvas.line(left, y_axis(tick), WIDTH - 18, y_axis(tick), "grid")
@@ -304,7 +214,7 @@ def dot_plot(dots: Sequence[Dot], *, id: str, title: str, desc: str, y_label: st
     return canvas.render(id, title, desc)
 
 
-def _draw_series(canvas: _Canvas, series: Series, x_axis: _Axis, y_axis: _Axis) -> None:
+def _draw_series(canvas: Canvas, series: Series, x_axis: Axis, y_axis: Axis) -> None:
     def pixels(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
         return [(x_axis(x), y_axis(y)) for x, y in points]
 
@@ -317,37 +227,13 @@ def _draw_series(canvas: _Canvas, series: Series, x_axis: _Axis, y_axis: _Axis) 
         canvas.path(pixels(trace), "trace")
     canvas.path(pixels(series.points), "line")
     for x, y in pixels(series.marks):
-        canvas.marker(x, y, series.style, "mark", f"{series.name}: best checkpoint")
+        canvas.marker(x, y, series.style, "mark", f"{series.name}: {series.mark_note}")
     canvas.end_group()
 
 
-def _legend_entry(canvas: _Canvas, series: Series, x: float, y: float) -> None:
+def _legend_entry(canvas: Canvas, series: Series, x: float, y: float) -> None:
     canvas.group(f"s{series.style % STYLES}")
     canvas.path([(x, y - 4), (x + 40, y - 4)], "line")
     canvas.marker(x + 20, y - 4, series.style, "mark")
     canvas.end_group()
     canvas.text(x + 47, y, series.name, "ink")
-
-
-def _legend_rows(names: Sequence[str], width: float) -> Iterator[list[tuple[int, float]]]:
-    """Rows of (index, x offset) such that entries of estimated width fit side by side."""
-    row: list[tuple[int, float]] = []
-    used = 0.0
-    for index, name in enumerate(names):
-        wanted = 68 + 6.6 * len(name)
-        if row and used + wanted > width:
-            yield row
-            row, used = [], 0.0
-        row.append((index, used))
-        used += wanted
-    yield row
-
-
-def _padded(values: Sequence[float], share: float) -> tuple[float, float]:
-    """Range of the values, widened by a share of itself; never empty."""
-    low, high = min(values), max(values)
-    if low == high:
-        half = abs(low) / 2 or 0.5
-        return low - half, high + half
-    margin = (high - low) * share
-    return low - margin, high + margin

@@ -20,6 +20,7 @@ from aios.app.composition import (
 )
 from aios.app.edit_journal import file_digest, generation_fingerprint, journalled_edits
 from aios.app.generation_plan import check_input
+from aios.app.generators import check_generator, describe_generator, writing_model
 from aios.app.model_card import render_model_card
 from aios.app.models import load_model, load_trainer
 from aios.core.config.feature_flags import is_enabled
@@ -118,6 +119,12 @@ def train_expert(
         and config.seal.enabled
         and is_enabled("enable_seal_self_edits", config.features)
     )
+    if use_self_edits:
+        check_generator(config)
+    else:  # none writes
+        config = config.model_copy(
+            update={"seal": config.seal.model_copy(update={"generator": None})}
+        )
     if not resume:
         _set_aside(path)
     card = Expert(expert_id, name or expert_id, description, category, tuple(goals))
@@ -231,8 +238,11 @@ def _set_aside(path: Path) -> None:
 def _prepare(job: _Job) -> TrainingData:
     """Reads the data, has self-edits written, and keeps both in the run directory."""
     config, run = job.config, job.run
-    with cache_in_use(config, run.emit) as cache:
-        generator = build_generator(config, job.model, job.recipe, cache=cache, emit=run.emit)
+    with (
+        cache_in_use(config, run.emit) as cache,
+        writing_model(config, job.model, emit=run.emit) as writes,
+    ):
+        generator = build_generator(config, writes, job.recipe, cache=cache, emit=run.emit)
 
         def generate(passages: Sequence[Passage]) -> list[PassageEdits]:
             fingerprint = generation_fingerprint(config, file_digest(job.dataset), generator)
@@ -295,6 +305,7 @@ def _provenance(job: _Job, data: TrainingData, trained: TrainedExpert) -> dict[s
         "recipe_source": recipe.measured,
         "strategy": recipe.strategy if job.use_self_edits else None,
         "strategy_source": describe_strategy(recipe) if job.use_self_edits else None,
+        "generator": describe_generator(job.config) if job.use_self_edits else None,
         "seed": job.config.seed,
         "dataset_sha256": file_digest(job.dataset),
         "dataset_stats": trained.dataset_stats,

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
-from typing import Literal
+from typing import get_args
 
 from aios.app.models import load_model
 from aios.backends.executors.environment import WorkerSpec
+from aios.core.config.restem_schema import ExecutorKind
 from aios.core.config.schemas import Config
 from aios.core.data.probes import Probe
 from aios.core.errors import UsageError
@@ -19,8 +20,7 @@ from aios.core.protocols import Executor, LanguageModel, TrialBench
 from aios.core.seal.test_time_training import own_bench
 from aios.core.types import LoraRecipe, TrainExample
 
-ExecutorKind = Literal["local", "process", "ray"]
-KINDS: tuple[ExecutorKind, ...] = ("local", "process", "ray")
+KINDS: tuple[ExecutorKind, ...] = get_args(ExecutorKind)
 
 
 def build_bench(config: Config) -> TrialBench:
@@ -35,9 +35,9 @@ def build_bench(config: Config) -> TrialBench:
 
 def open_executor(
     config: Config,
-    kind: ExecutorKind = "local",
+    kind: ExecutorKind = "serial",
     *,
-    workers: int = 1,
+    workers: int | None = None,
     gpus: Sequence[int] | None = None,
     bank: int = 16,
     address: str | None = None,
@@ -46,9 +46,10 @@ def open_executor(
 
     Args:
         config: Names the model, device and dtype.
-        kind: ``local``: this process; ``process``: workers on this machine; ``ray``: workers on a
-            Ray cluster (needs the extra ``ray``).
-        workers: How many workers; not used by ``local``.
+        kind: ``serial``: this process; ``processes``: workers on this machine; ``ray``: workers on
+            a Ray cluster (needs the extra ``ray``).
+        workers: How many workers; not used by ``serial``. None: one for each GPU of this machine
+            (unless the config names another device), or two.
         gpus: One worker for each of these GPUs, in place of `workers`; under ``ray``, one GPU a
             worker, whichever Ray gives it.
         bank: Trials that are handed to a worker at a time.
@@ -56,14 +57,19 @@ def open_executor(
 
     Raises:
         UsageError: An unknown kind, or a number that is not positive; Ray is not installed.
-        ModelError: The model cannot be loaded (``local``; workers say it with their first trial).
+        ModelError: The model cannot be loaded (``serial``; workers say it with their first trial).
     """
     if kind not in KINDS:
         raise UsageError(f"unknown executor {kind!r}", f"use one of {', '.join(KINDS)}")
-    if kind == "local":
+    if kind == "serial":
         return build_bench(config)
+    if workers is None and gpus is None:
+        from aios.backends.devices import gpu_count
+
+        gpus = range(gpu_count(config.model.device))
+    workers = 2 if workers is None else workers
     factory = partial(build_bench, config)
-    if kind == "process":
+    if kind == "processes":
         from aios.backends.executors.processes import ProcessExecutor
 
         specs = [WorkerSpec(gpu=gpu) for gpu in gpus] if gpus else [WorkerSpec()] * workers

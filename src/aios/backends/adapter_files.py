@@ -110,6 +110,7 @@ class AdapterFolder:
             job.evaluations_per_epoch,
             job.evaluate_every_tokens,
             job.patience,
+            *([job.initial.digest] if job.initial is not None else []),
         )
 
     @property

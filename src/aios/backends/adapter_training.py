@@ -12,11 +12,13 @@ on to the same weights, bit for bit on a CPU (`training_run`).
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
+from typing import Any
 
 import torch
 from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model
+from torch import Tensor
 from transformers.pytorch_utils import Conv1D
 
 from aios.backends.adapter_files import ADAPTER_WEIGHTS, adapter_ref, read_adapter
@@ -49,7 +51,8 @@ class TorchAdapterTrainer:
 
         Raises:
             UsageError: A budget is not positive, or the state to resume from is of another job.
-            ModelError: The model is of a kind that cannot be trained.
+            AdapterMismatchError: The adapter to start from does not fit the base model or recipe.
+            ModelError: The model is of a kind that cannot be trained, or that adapter is damaged.
         """
         encoded = self._encode(job.examples, job.recipe.max_seq_len)
         usable = [tokens for tokens in encoded if tokens.label_count]
@@ -59,10 +62,13 @@ class TorchAdapterTrainer:
             left_out = len(encoded) - len(usable)
             emit(Notice(f"{left_out} training texts have no token with loss", "warning"))
         plan = plan_steps(usable, job)
+        initial = self._initial(job)
         adapter = self.base.new_adapter_name()
         with memory_errors("train"):
             self._new_adapter(adapter, job.recipe, job.seed)
             try:
+                if job.initial is not None:
+                    self._fill(adapter, job.initial, initial)
                 learner = self.base.view(adapter)
                 return TrainingRun(job, usable, plan, learner, emit, should_stop).run()
             finally:
@@ -76,6 +82,25 @@ class TorchAdapterTrainer:
             ModelError: It is damaged, or of a kind that is not supported.
             StorageError: The file is not the one that its digest names.
         """
+        config, weights = self._read(adapter)
+        name = self.base.new_adapter_name()
+        with ExitStack() as on_failure, memory_errors("attach an adapter"):
+            on_failure.callback(self._drop, name)
+            try:
+                self._add(name, LoraConfig(**config))
+            except ValueError as error:
+                raise self._unfit(adapter, error) from error
+            self._fill(name, adapter, weights)
+            on_failure.pop_all()
+        return self.base.view(name, adapter.digest)
+
+    def detach(self, model: LanguageModel) -> None:
+        """Frees an attached adapter; any other model is left as it is."""
+        if isinstance(model, TorchLM) and model.adapter is not None:
+            self._drop(model.adapter)
+
+    def _read(self, adapter: AdapterRef) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        """Configuration and weights of an adapter from disk that is for this base model."""
         if adapter.base_digest != self.base.digest:
             raise AdapterMismatchError(
                 f"adapter {adapter.path} was trained on another base model "
@@ -88,24 +113,36 @@ class TorchAdapterTrainer:
                 f"{adapter.path / ADAPTER_WEIGHTS} is not the file that was trained",
                 "train the expert again, or restore the file from a copy",
             )
-        name = self.base.new_adapter_name()
-        with ExitStack() as on_failure, memory_errors("attach an adapter"):
-            on_failure.callback(self._drop, name)
-            try:
-                self._add(name, LoraConfig(**config))
-                fill(adapter_parameters(self.base.model, name), weights)
-            except ValueError as error:
-                raise AdapterMismatchError(
-                    f"adapter {adapter.path} does not fit {self.base.name}: {error}",
-                    "load the base model that it was trained on",
-                ) from error
-            on_failure.pop_all()
-        return self.base.view(name, adapter.digest)
+        return config, weights
 
-    def detach(self, model: LanguageModel) -> None:
-        """Frees an attached adapter; any other model is left as it is."""
-        if isinstance(model, TorchLM) and model.adapter is not None:
-            self._drop(model.adapter)
+    def _initial(self, job: TrainingJob) -> dict[str, Tensor]:
+        """The weights that a training starts from; none for a new adapter."""
+        if job.initial is None:
+            return {}
+        config, weights = self._read(job.initial)
+        wanted = (job.recipe.rank, job.recipe.alpha)
+        plain = not any(config.get(key) for key in ("rank_pattern", "alpha_pattern", "use_rslora"))
+        if not plain or (config["r"], config["lora_alpha"]) != wanted:
+            raise AdapterMismatchError(
+                f"adapter {job.initial.path} has rank {config['r']} and alpha "
+                f"{config['lora_alpha']}; the training that is to start from it has rank "
+                f"{wanted[0]} and alpha {wanted[1]}",
+                "train with the same rank and alpha, or start from the base model",
+            )
+        return weights
+
+    def _fill(self, name: str, adapter: AdapterRef, weights: Mapping[str, Tensor]) -> None:
+        """Gives an adapter on the model the weights of one from disk."""
+        try:
+            fill(adapter_parameters(self.base.model, name), weights)
+        except ValueError as error:
+            raise self._unfit(adapter, error) from error
+
+    def _unfit(self, adapter: AdapterRef, error: ValueError) -> AdapterMismatchError:
+        return AdapterMismatchError(
+            f"adapter {adapter.path} does not fit {self.base.name}: {error}",
+            "load the base model that it was trained on",
+        )
 
     def _encode(self, examples: Sequence[TrainExample], longest: int) -> list[Encoded]:
         limit = min(longest, self.base.context_length)

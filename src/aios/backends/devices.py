@@ -49,6 +49,13 @@ def choose_device(wish: str = "auto") -> torch.device:
     return device
 
 
+def gpu_count(wish: str = "auto") -> int:
+    """How many CUDA devices there are for workers; 0 where the wish is for another device."""
+    if wish not in ("auto", "cuda") or not torch.cuda.is_available():
+        return 0
+    return torch.cuda.device_count()
+
+
 def choose_dtype(wish: str, device: torch.device) -> torch.dtype:
     """The dtype of the base weights.
 

@@ -159,6 +159,11 @@ class EndpointModel:
             return join_contents(messages)
         return render_chat(messages)
 
+    @property
+    def end_of_turn(self) -> str:
+        """Empty: an endpoint's tokens are not known, and nothing is trained on it."""
+        return ""
+
     def stream(
         self, requests: Iterable[GenerationRequest], *, width: int | None = None
     ) -> Iterator[Generated]:

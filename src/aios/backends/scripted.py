@@ -170,6 +170,11 @@ class ScriptedModel:
         """The contents, joined by blank lines."""
         return "\n\n".join(message["content"] for message in messages)
 
+    @property
+    def end_of_turn(self) -> str:
+        """Empty: it has no token for that, and always stops."""
+        return ""
+
     def trial_bench(self) -> TrialBench:
         """Where temporary adapters over this model are trained; the same at every call."""
         from aios.backends.scripted_trials import ScriptedTrialBench  # which needs this module

@@ -17,8 +17,8 @@ from pathlib import Path
 import numpy as np
 
 from aios.backends.scripted import Memory, ScriptedModel
-from aios.core.errors import BackendError, StorageError
-from aios.core.files import atomic_write_bytes, atomic_write_json
+from aios.core.errors import AdapterMismatchError, BackendError, StorageError
+from aios.core.files import atomic_write_bytes, atomic_write_json, read_json
 from aios.core.seeds import derive
 from aios.core.types import AdapterRef, LoraRecipe, Score, ScoreRequest, TrainExample
 
@@ -117,6 +117,47 @@ def write_adapter(
     atomic_write_json(folder / CONFIG_NAME, config)
     atomic_write_bytes(folder / WEIGHTS_NAME, data)
     return AdapterRef(folder, hashlib.sha256(data).hexdigest(), model.digest)
+
+
+def initial_memory(adapter: AdapterRef, model: ScriptedModel, recipe: LoraRecipe) -> Memory:
+    """What a training that starts from an adapter knows already.
+
+    Raises:
+        AdapterMismatchError: It is of another base model, rank or alpha.
+        StorageError: It cannot be read, or is not the file that its digest names.
+    """
+    memory = checked_memory(adapter, model)
+    config = read_json(adapter.path / CONFIG_NAME)
+    found = (config.get("r"), config.get("lora_alpha")) if isinstance(config, dict) else None
+    if found != (recipe.rank, recipe.alpha):
+        raise AdapterMismatchError(
+            f"the adapter {adapter.path} has another rank or alpha than rank {recipe.rank} and"
+            f" alpha {recipe.alpha} of the training that is to start from it",
+            "train with the same rank and alpha, or start from the base model",
+        )
+    return memory
+
+
+def checked_memory(adapter: AdapterRef, model: ScriptedModel) -> Memory:
+    """The memory of an adapter that is what its reference says.
+
+    Raises:
+        AdapterMismatchError: It was trained on another base model.
+        StorageError: It cannot be read, or is not the file that its digest names.
+    """
+    if adapter.base_digest != model.digest:
+        raise AdapterMismatchError(
+            f"the adapter {adapter.path} was trained on another base model"
+            f" ({adapter.base_digest[:12]}…) than {model.name} ({model.digest[:12]}…)",
+            "use the base model that it was trained on, or train it again",
+        )
+    memory, digest = read_adapter(adapter.path / WEIGHTS_NAME)
+    if digest != adapter.digest:
+        raise StorageError(
+            f"{adapter.path / WEIGHTS_NAME} is not the file that was trained",
+            "train the expert again, or restore the file from a copy",
+        )
+    return memory
 
 
 def read_adapter(path: Path) -> tuple[Memory, str]:

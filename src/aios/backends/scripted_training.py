@@ -24,16 +24,15 @@ from aios.backends.scripted_adapter import (
     adapter_bytes,
     batch_indices,
     checked_lengths,
+    checked_memory,
+    initial_memory,
     learn,
-    read_adapter,
     write_adapter,
 )
 from aios.core.errors import (
-    AdapterMismatchError,
     BackendError,
     NonFiniteError,
     RunInterrupted,
-    StorageError,
     UsageError,
 )
 from aios.core.events import Evaluated, StageFinished, StageProgress, StageStarted
@@ -106,13 +105,17 @@ class ScriptedTrainer:
             BackendError: Nothing to train on, an example that is too long, or a failure that was
                 asked for.
             UsageError: The state to resume from is of another job.
+            AdapterMismatchError: The adapter to start from does not fit the model or the recipe.
             StorageError: The adapter or the state could not be written.
             RunInterrupted: `should_stop` said so; the state can be resumed.
         """
         plan = self._plan(job)
+        known = Memory()
+        if job.initial is not None:
+            known = initial_memory(job.initial, self.model, job.recipe)
         state = self._resume(job) if job.resume else None
         if state is None:
-            state = self._start_over(job)
+            state = self._start_over(job, known)
         stage = f"train {job.output_dir.name}"
         emit(StageStarted(stage, plan.tokens[-1], "tokens"))
         if not state.curve:
@@ -149,20 +152,7 @@ class ScriptedTrainer:
             AdapterMismatchError: It was trained on another base model.
             StorageError: It cannot be read, or is not the file that its digest names.
         """
-        if adapter.base_digest != self.model.digest:
-            raise AdapterMismatchError(
-                f"the adapter {adapter.path} was trained on another base model"
-                f" ({adapter.base_digest[:12]}…) than {self.model.name}"
-                f" ({self.model.digest[:12]}…)",
-                "use the base model that it was trained on, or train it again",
-            )
-        memory, digest = read_adapter(adapter.path / WEIGHTS_NAME)
-        if digest != adapter.digest:
-            raise StorageError(
-                f"{adapter.path / WEIGHTS_NAME} is not the file that was trained",
-                "train the expert again, or restore the file from a copy",
-            )
-        return self.model.with_memory(memory, adapter.digest)
+        return self.model.with_memory(checked_memory(adapter, self.model), adapter.digest)
 
     def detach(self, model: LanguageModel) -> None:
         """Forgets the adapter's memory; the base model is left as it is."""
@@ -227,15 +217,17 @@ class ScriptedTrainer:
         data = adapter_bytes(state.best_seen, job.recipe, job.seed)
         return write_adapter(job.output_dir, self.model, data, job.recipe)
 
-    def _start_over(self, job: TrainingJob) -> _State:
+    def _start_over(self, job: TrainingJob, known: Memory) -> _State:
         with guarded("empty", job.output_dir):
             for name in (CONFIG_NAME, WEIGHTS_NAME, STATE_NAME):
                 (job.output_dir / name).unlink(missing_ok=True)
-        return _State()
+        return _State(seen=dict(known.times))
 
     def _job_key(self, job: TrainingJob) -> str:
         parts = asdict(job)
-        del parts["output_dir"], parts["resume"]
+        del parts["output_dir"], parts["resume"], parts["initial"]
+        if job.initial is not None:
+            parts["initial"] = job.initial.digest
         return content_hash("scripted-training", self.model.digest, parts)
 
     def _save_state(self, job: TrainingJob, state: _State) -> None:

@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 
 _WIDTH = 32  # completions written at a time, where nobody says otherwise
 _ROW_TOKENS = 512  # most tokens of a packed row; measured best on a CPU
+_ANSWER = "Twelve stones."  # stands for an answer, to see what ends it
 
 
 @dataclass(slots=True)
@@ -208,6 +209,27 @@ class TorchLM:
             [dict(m) for m in messages], tokenize=False, add_generation_prompt=True
         )
         return text
+
+    @property
+    def end_of_turn(self) -> str:
+        """The end token that the chat template puts behind an answer, or else the tokenizer's.
+
+        Tokenizers read special tokens in texts, so that this text is one token wherever it stands.
+        """
+        texts = {t: str(self.tokenizer.convert_ids_to_tokens(t)) for t in sorted(self.end_tokens())}
+        ends = [
+            text
+            for token, text in texts.items()
+            if self.tokenizer(text, add_special_tokens=False)["input_ids"] == [token]
+        ]
+        behind = ""
+        if getattr(self.tokenizer, "chat_template", None):
+            turns = [{"role": "user", "content": "?"}, {"role": "assistant", "content": _ANSWER}]
+            written: str = self.tokenizer.apply_chat_template(turns, tokenize=False)
+            behind = written.rpartition(_ANSWER)[2]
+        ends.sort(key=lambda end: end != self.tokenizer.eos_token)
+        ends.sort(key=lambda end: behind.find(end) if end in behind else len(behind))
+        return ends[0] if ends else ""
 
     def stream(
         self, requests: Iterable[GenerationRequest], *, width: int | None = None

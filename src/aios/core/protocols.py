@@ -69,6 +69,15 @@ class LanguageModel(Protocol):
         """
         ...
 
+    @property
+    def end_of_turn(self) -> str:
+        """The text of the token that ends an answer to `format_chat`.
+
+        Put behind an answer that is trained on, it teaches the model to stop there. Empty where
+        no text is read as that token.
+        """
+        ...
+
     def stream(
         self, requests: Iterable[GenerationRequest], *, width: int | None = None
     ) -> Iterator[Generated]:
@@ -121,6 +130,7 @@ class AdapterTrainer(Protocol):
         """Trains one adapter; the base model stays bit-identical.
 
         Raises:
+            AdapterMismatchError: ``job.initial`` is of another base model, rank or alpha.
             BackendError: Training failed (`NonFiniteError`, `OutOfMemoryError`, …).
             StorageError: A checkpoint could not be written.
             RunInterrupted: `should_stop` said so; the state on disk can be resumed.

@@ -62,15 +62,17 @@ class TriedPassage:
         candidates: Those that were tried, failed ones among them, in the order of their index.
         asked: Candidates that were asked for; those that the quality filter left nothing of, or
             that could not be written, make the difference.
-        trials: Trials spent, those of the baseline included.
+        trials: Trials spent, those of the baseline and failed ones included.
+        failed_trials: Of these, those without a number.
         before: The quantity (loss, …) of the untrained model.
-        baseline: The quantity of the baseline.
+        baseline: The quantity of the baseline; that of the untrained model where it failed.
     """
 
     passage_id: str
     candidates: tuple[Tried, ...]
     asked: int
     trials: int
+    failed_trials: int
     before: float
     baseline: float
 
@@ -86,7 +88,8 @@ class ArmReport:
         rewarded: Of these, rewarded.
         improvement: Mean improvement over the baseline; None without a reward.
         tokens: Mean tokens written for a candidate.
-        value: Mean of the positive part of the improvement, per 1000 tokens written.
+        value: Mean of the positive part of the improvement, per 1000 tokens written and
+            trained on.
         next_share: Its share in the next round.
     """
 
@@ -246,9 +249,7 @@ class ReSTEMState:
         """
         try:
             rounds = tuple(round_from_json(report) for report in record["rounds"])
-            return cls(
-                rounds, dict(record["shares"]), int(record["best"]), str(record["stopped"])
-            )
+            return cls(rounds, dict(record["shares"]), int(record["best"]), str(record["stopped"]))
         except (KeyError, TypeError, ValueError) as error:
             raise StorageError(
                 f"the run's state is of another form: {error}", "start a new run"

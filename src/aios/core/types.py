@@ -381,6 +381,8 @@ class TrainingJob:
             different data choose their best among equally many checkpoints.
         patience: Evaluations without a better validation loss after which it stops; 0: never.
         resume: Go on from `output_dir`'s state if there is one that fits this job.
+        initial: Adapter that the training starts from, of the same rank and alpha; None: a new
+            one. It lies outside `output_dir`, and is not changed.
     """
 
     examples: tuple[TrainExample, ...]
@@ -394,6 +396,7 @@ class TrainingJob:
     evaluate_every_tokens: int | None = None
     patience: int = 0
     resume: bool = False
+    initial: AdapterRef | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from aios.cli.commands.seal import model_option, num_edits_option
+from aios.cli.commands.seal import generator_option, model_option, num_edits_option
 from aios.cli.lazy import Entry, LazyGroup
 from aios.cli.options import (
     INPUT_FILE,
@@ -63,6 +64,7 @@ def hrm_hf() -> None:
     "rewrite:2,cloze:1, or auto.",
 )
 @num_edits_option
+@generator_option
 @click.option(
     "--seal-verbose",
     is_flag=True,
@@ -161,6 +163,7 @@ def _check_flags(common: Common, *, no_seal: bool, overwrite: bool, resume: bool
     given = {
         "seal.strategy": "--seal-strategy",
         "seal.num_edits_per_passage": "--num-edits",
+        "seal.generator": "--seal-generator",
     }
     pointless = [flag for key, flag in given.items() if key in common.flags]
     if no_seal and pointless:
@@ -180,6 +183,13 @@ def _dry_run(
 
     plan = plan_generation(config, dataset)
     recipe = resolve_recipe(config, config.model.name)
+    if config.seal.generator is not None:  # whose card may have chosen the strategy
+        recipe = replace(
+            recipe,
+            strategy=plan.strategy,
+            num_edits_per_passage=plan.candidates // max(1, plan.passages),
+            sources={**recipe.sources, "seal.strategy": plan.strategy_source},
+        )
     if common.json_output:
         document = {"expert_id": expert_id, "passages": plan.passages, "rejected": plan.rejected}
         generation = to_json(plan) if use_self_edits else None

@@ -39,6 +39,9 @@ ENTRIES = {
     "ab-test": Entry(
         "aios.cli.commands.seal_ab_test:ab_test", "Measure whether self-edits help an expert."
     ),
+    "restem": Entry(
+        "aios.cli.commands.seal_restem:restem", "Improve the generator of self-edits by ReST-EM."
+    ),
     "strategies": Entry(
         "aios.cli.commands.seal_strategies:strategies", "List the ways to have self-edits written."
     ),
@@ -67,6 +70,13 @@ model_option = config_option(
     metavar="MODEL",
     help="Base model: a name from `aios models list`, a folder, a GGUF file, a hub id, or"
     " endpoint:ID for one on a server, which only writes.",
+)
+generator_option = config_option(
+    "--seal-generator",
+    "seal.generator",
+    metavar="DIR",
+    help="A generator that writes the self-edits: the folder of one that was trained on this base"
+    " model. Without it the base model writes.",
 )
 temperature_option = config_option(
     "--temperature",
@@ -105,6 +115,7 @@ def seal() -> None:
 )
 @strategy_option
 @num_edits_option
+@generator_option
 @temperature_option
 @model_option
 @click.option(
@@ -191,6 +202,7 @@ def generate(
 )
 @strategy_option
 @num_edits_option
+@generator_option
 @temperature_option
 @model_option
 @common_options

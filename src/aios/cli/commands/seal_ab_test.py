@@ -8,7 +8,12 @@ from typing import TYPE_CHECKING
 
 import click
 
-from aios.cli.commands.seal import model_option, num_edits_option, strategy_option
+from aios.cli.commands.seal import (
+    generator_option,
+    model_option,
+    num_edits_option,
+    strategy_option,
+)
 from aios.cli.options import (
     INPUT_FILE,
     Command,
@@ -63,6 +68,7 @@ if TYPE_CHECKING:
 )
 @strategy_option
 @num_edits_option
+@generator_option
 @model_option
 @click.option(
     "--output",

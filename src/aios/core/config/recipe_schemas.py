@@ -8,7 +8,15 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    field_validator,
+    model_validator,
+)
 
 from aios.core.errors import UsageError
 from aios.core.seal.prompt_templates import AUTO
@@ -29,6 +37,30 @@ def _check_mix(value: str) -> str:
     except UsageError as error:
         raise ValueError(f"{error.message}; {error.remedy}") from error
     return value
+
+
+def to_tuple(value: object) -> object:
+    """Lists as YAML gives them and comma-separated texts, as a tuple."""
+    if isinstance(value, str):
+        return tuple(part.strip() for part in value.split(",") if part.strip())
+    return tuple(value) if isinstance(value, list) else value
+
+
+def check_arms(names: tuple[str, ...]) -> tuple[str, ...]:
+    """Refuses arms that are no single strategies, or are named twice.
+
+    Raises:
+        ValueError: They are.
+    """
+    if len(set(names)) != len(names):
+        raise ValueError("must name each strategy once")
+    if AUTO in names:
+        raise ValueError(f"{AUTO} stands alone, and not in a recipe")
+    for name in names:
+        parts = parse_mix(_check_mix(name))
+        if len(parts) > 1 or parts[0][1] is not None:
+            raise ValueError(f"{name!r} is a mix; shares are learned, so name strategies alone")
+    return names
 
 
 Strategy = Annotated[str, AfterValidator(_check_mix)]
@@ -138,8 +170,18 @@ class Recipe(Section):
         json_schema_extra=allowed("the name of a strategy, or a mix such as rewrite:2,self-qa:2"),
     )
     num_edits_per_passage: NumEdits
+    restem_arms: Annotated[tuple[Strategy, ...], BeforeValidator(to_tuple)] = Field(
+        min_length=1,
+        description="Strategies among which ReST-EM divides a passage's candidates",
+        json_schema_extra=allowed("list of names from `aios seal strategies`"),
+    )
     training: TrainingRecipe
     source: str = Field(min_length=1, description="Where the recipe was measured")
+
+    @field_validator("restem_arms")
+    @classmethod
+    def _arms_are_names(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        return check_arms(value)
 
     @field_validator("strategy")
     @classmethod
@@ -187,12 +229,21 @@ def default_recipes() -> dict[str, Recipe]:
         DEFAULT_RECIPE: Recipe(
             strategy="implications",
             num_edits_per_passage=5,
+            restem_arms=(
+                "implications",
+                "implications-long",
+                "implications-very-long",
+                "implications-cot",
+                "rewrite",
+                "self-qa",
+            ),
             training=release,
             source="SEAL release, for a 7B model; not measured here",
         ),
         "smollm2-135m-instruct": Recipe(
             strategy="cloze",
             num_edits_per_passage=1,
+            restem_arms=("cloze", "self-qa", "rewrite", "implications"),
             training=small,
             source="experiments/seal_phase1_results.md",
         ),

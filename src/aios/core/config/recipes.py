@@ -31,19 +31,22 @@ class ResolvedRecipe:
         measured: Where that recipe was measured, in words.
         strategy: How self-edits are made: a strategy's name, or a mix; never ``auto``.
         num_edits_per_passage: Self-edits of each passage; those of a mix added up.
+        restem_arms: Strategies among which ReST-EM divides a passage's candidates.
         lora: How the adapter is trained.
         evaluations_per_epoch: Validations in each pass.
         patience: Validations without progress after which training stops; 0 for never.
         loss_on: Which part of question-answer items carries loss.
         passage_copies: Times each passage stands in one pass over the augmented data.
         max_tokens: Token budget of training, or None.
-        sources: For each config key, ``user``, ``recipe <name>`` or ``the mix``.
+        sources: For each config key, ``user``, ``recipe <name>``, ``the mix`` or
+            ``generator <folder>``.
     """
 
     name: str
     measured: str
     strategy: str
     num_edits_per_passage: int
+    restem_arms: tuple[str, ...]
     lora: LoraRecipe
     evaluations_per_epoch: int
     patience: int
@@ -85,6 +88,7 @@ def resolve_recipe(config: Config, model_name: str) -> ResolvedRecipe:
         measured=recipe.source,
         strategy=format_mix(parse_mix(strategy)),
         num_edits_per_passage=num_edits,
+        restem_arms=recipe.restem_arms,
         lora=LoraRecipe(**{field.name: values[field.name] for field in fields(LoraRecipe)}),
         evaluations_per_epoch=values["evaluations_per_epoch"],
         patience=values["patience"],

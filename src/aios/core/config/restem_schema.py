@@ -15,13 +15,14 @@ from aios.core.config.recipe_schemas import (
     BatchSize,
     Epochs,
     LearningRate,
+    MaxSeqLen,
     Rank,
     Section,
     allowed,
+    check_arms,
+    to_tuple,
 )
-from aios.core.errors import UsageError
 from aios.core.seal.prompt_templates import AUTO
-from aios.core.seal.strategy_mix import parse_mix
 
 RewardKind = Literal["loss", "perplexity", "accuracy"]
 Baseline = Literal["passage", "base"]
@@ -30,16 +31,10 @@ Init = Literal["base", "previous"]
 ExecutorKind = Literal["serial", "processes", "ray"]
 
 
-def _to_tuple(value: object) -> object:
-    if isinstance(value, str):
-        return tuple(part.strip() for part in value.split(",") if part.strip())
-    return tuple(value) if isinstance(value, list) else value
-
-
 class RestemConfig(Section):
     """How ReST-EM improves the generator of self-edits."""
 
-    arms: Annotated[tuple[str, ...], BeforeValidator(_to_tuple)] = Field(
+    arms: Annotated[tuple[str, ...], BeforeValidator(to_tuple)] = Field(
         default=("auto",),
         min_length=1,
         description="Strategies among which the candidates of a passage are divided; auto for "
@@ -108,6 +103,7 @@ class RestemConfig(Section):
     sft_learning_rate: LearningRate = 3e-4
     sft_epochs: Epochs = 2
     sft_batch_size: BatchSize = 8
+    sft_max_seq_len: MaxSeqLen = 2048
     held_out_fraction: float = Field(
         default=0.2,
         ge=0,
@@ -143,18 +139,7 @@ class RestemConfig(Section):
     @field_validator("arms")
     @classmethod
     def _arms_are_names(cls, value: tuple[str, ...]) -> tuple[str, ...]:
-        if len(set(value)) != len(value):
-            raise ValueError("must name each strategy once")
-        if AUTO in value and len(value) > 1:
-            raise ValueError(f"{AUTO} stands alone")
-        for name in value:
-            try:
-                ((_, count),) = parse_mix(name)
-            except (UsageError, ValueError) as error:
-                raise ValueError(f"{name!r} is no strategy's name") from error
-            if count is not None:
-                raise ValueError(f"{name!r} has a number; shares are learned")
-        return value
+        return value if value == (AUTO,) else check_arms(value)
 
     @field_validator("threshold", mode="before")
     @classmethod

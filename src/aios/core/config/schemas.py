@@ -46,6 +46,7 @@ from aios.core.config.recipe_schemas import (
     allowed,
     default_recipes,
     require_same_number,
+    to_tuple,
 )
 from aios.core.config.restem_schema import RestemConfig
 from aios.core.seal.prompt_templates import AUTO
@@ -78,12 +79,6 @@ def _to_path(value: object) -> object:
         return Path(value).expanduser()
     except RuntimeError as error:  # the home directory is not known
         raise ValueError(f"cannot be expanded: {error}") from error
-
-
-def _to_tuple(value: object) -> object:
-    if isinstance(value, str):
-        return tuple(part.strip() for part in value.split(","))
-    return tuple(value) if isinstance(value, list) else value
 
 
 Switch = Annotated[bool, BeforeValidator(_switch)]
@@ -130,6 +125,11 @@ class SealConfig(Section):
     )
     num_edits_per_passage: Annotated[NumEdits | None, BeforeValidator(_auto_is_null)] = Field(
         default=None, description="Self-edits made from each passage; null for the recipe's number"
+    )
+    generator: UserPath | None = Field(
+        default=None,
+        description="Folder of a generator that writes the self-edits, an adapter on the base "
+        "model; null for the base model alone",
     )
     temperature: float = Field(
         default=1.0, ge=0.1, le=2.0, description="Softmax temperature of generation"
@@ -325,7 +325,7 @@ class EvaluationConfig(Section):
 class ABTestConfig(Section):
     """What an A/B test compares."""
 
-    arms: Annotated[tuple[Arm, ...], BeforeValidator(_to_tuple)] = Field(
+    arms: Annotated[tuple[Arm, ...], BeforeValidator(to_tuple)] = Field(
         default=("base", "passage", "passage+edits", "passage+other-edits"),
         min_length=1,
         description="What is compared",
@@ -383,7 +383,7 @@ class TelemetryConfig(Section):
         description="Seconds without a finished passage after which the run is stopped, to be "
         "resumed; null for never",
     )
-    trackers: Annotated[tuple[TrackerName, ...], BeforeValidator(_to_tuple)] = Field(
+    trackers: Annotated[tuple[TrackerName, ...], BeforeValidator(to_tuple)] = Field(
         default=(), description="Experiment trackers that are given a run's figures as well"
     )
 

@@ -19,7 +19,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import cycle, islice
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from aios.core.data.probes import Probe, make_probes
 from aios.core.data.splits import split_questions
@@ -236,7 +236,7 @@ class ABExperiment:
         self, examples: tuple[TrainExample, ...], number: int, output_dir: Path, resume: bool
     ) -> TrainingJob:
         settings = self.settings
-        budgets: dict[str, int] = {}
+        budgets: dict[str, Any] = {}
         if settings.match == "tokens":
             budget = self.budget_tokens()
             budgets["max_tokens"] = budget

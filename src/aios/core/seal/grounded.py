@@ -44,6 +44,8 @@ class AnswerFirstStrategy(SelfEditStrategy):
 
     parser_version = 1
     samples = False  # the wording's settings are its own
+    learnable = False  # no single answer of the model holds them
+    taught_as = "self-qa"
 
     def parse_output(
         self, completion: str, passage: Passage, *, finish_reason: FinishReason | None = None

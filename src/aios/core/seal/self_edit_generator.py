@@ -13,7 +13,7 @@ from the passage and the candidate number, so a run can be repeated and resumed.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -169,6 +169,35 @@ class SelfEditGenerator:
         self.max_retries = max_retries
         self.seed = seed
         self.emit = emit
+        self._plan: Mapping[str, tuple[MixPart, ...]] = {}  # by passage id
+
+    def with_plan(
+        self,
+        model: LanguageModel,
+        seed: int,
+        strategies: Mapping[str, SelfEditStrategy],
+        plan: Mapping[str, Mapping[str, int]],
+    ) -> SelfEditGenerator:
+        """This generator with another model and seed, and a mix of its own for each passage.
+
+        Args:
+            model: The generator: the base model, or it with an adapter.
+            seed: Seed that all candidates' seeds are derived from.
+            strategies: By name, in an order that numbers a passage's candidates.
+            plan: For each passage's id how many candidates each strategy makes.
+        """
+        generator = copy.copy(self)
+        generator.model, generator.seed = model, seed
+        generator._plan = {
+            passage_id: tuple(_parts(strategies, counts)) for passage_id, counts in plan.items()
+        }
+        most = {name: max(counts.get(name, 0) for counts in plan.values()) for name in strategies}
+        generator.parts = tuple(_parts(strategies, most))
+        return generator
+
+    def parts_of(self, passage: Passage) -> tuple[MixPart, ...]:
+        """The strategies of a passage, with their numbers of candidates."""
+        return self._plan.get(passage.id, self.parts)
 
     @property
     def strategy_name(self) -> str:
@@ -282,7 +311,7 @@ class SelfEditGenerator:
     def _look_up(self, number: int, passage: Passage) -> PassageWork:
         """A passage's candidates, as far as the cache has them."""
         work = PassageWork(number, passage, [])
-        for part in self.parts:
+        for part in self.parts_of(passage):
             try:
                 work.parts.append(self._look_up_part(part, passage))
             except BackendError as error:  # without a prompt a part is not begun
@@ -390,6 +419,17 @@ class SelfEditGenerator:
             parser_version=strategy.parser_version,
             strategy=strategy.name,
         )
+
+
+def _parts(
+    strategies: Mapping[str, SelfEditStrategy], counts: Mapping[str, int]
+) -> Iterator[MixPart]:
+    """The strategies that make any candidates, numbered through."""
+    first = 0
+    for name, strategy in strategies.items():
+        if counts.get(name):
+            yield MixPart(strategy, counts[name], first)
+            first += counts[name]
 
 
 def _require_at_least(name: str, lowest: int, value: int) -> None:

@@ -14,6 +14,7 @@ from __future__ import annotations
 import importlib
 import importlib.metadata
 import inspect
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -35,6 +36,8 @@ ENTRY_POINT_GROUP = "aios.strategies"
 
 Factory = Callable[[str, PromptBuilder], "SelfEditStrategy"]
 
+_QA_LABEL = re.compile(r"^(Question|Answer):", re.MULTILINE)
+
 
 class SelfEditStrategy(ABC):
     """One way to have self-edits written.
@@ -45,6 +48,11 @@ class SelfEditStrategy(ABC):
         samples: Whether its completions depend on the sampling settings; where they do not, those
             are not part of the cache key.
         writes: Whether the model is asked at all.
+        learnable: Whether a generator can learn to write it: what `parse_output` reads is the
+            model's own answer to `prompt_text`. False where the edits are put together here or
+            from the answers to several requests.
+        taught_as: Where it is not learnable: the strategy whose prompt asks for the same form. A
+            generator can learn to write such self-edits in answer to that. Empty: none does.
         prompts: Where its prompt comes from.
     """
 
@@ -52,6 +60,8 @@ class SelfEditStrategy(ABC):
     parser_version: int = 1
     samples: bool = True
     writes: bool = True
+    learnable: bool = True
+    taught_as: str = ""
 
     def __init__(self, name: str, prompts: PromptBuilder | None = None) -> None:
         self.name = name
@@ -154,6 +164,14 @@ class SelfEditStrategy(ABC):
             finish_reason: Why it ended, where known; helps to tell a line that was cut.
         """
 
+    def format_completion(self, items: Sequence[str]) -> str:
+        """The completion that `parse_output` reads back as these items; what is learned from.
+
+        Args:
+            items: What `parse_output` gave for a completion, or some of it.
+        """
+        return "\n".join(items)
+
 
 class ImplicationsStrategy(SelfEditStrategy):
     """A list of implications, one training text each (``implications`` and its variants)."""
@@ -165,6 +183,15 @@ class ImplicationsStrategy(SelfEditStrategy):
         parse = parse_reasoned_list if self.name == "implications-cot" else parse_list
         items = parse(completion, finish_reason)
         return [item for item in items if normalise(item) != normalise(passage.title)]
+
+    def format_completion(self, items: Sequence[str]) -> str:
+        """A numbered list; in ``implications-cot`` below its heading, and without reasoning.
+
+        What the model reasoned is not among the items, and none is made up for it.
+        """
+        heading = "Implications:\n" if self.name == "implications-cot" else ""
+        lines = (f"{number}. {_in_a_line(item)}" for number, item in enumerate(items, start=1))
+        return heading + "\n".join(lines)
 
 
 class RewriteStrategy(SelfEditStrategy):
@@ -179,6 +206,10 @@ class RewriteStrategy(SelfEditStrategy):
         rewrites = parse_rewrites(completion, finish_reason)
         return [rewrite for rewrite in rewrites if normalise(rewrite) not in known]
 
+    def format_completion(self, items: Sequence[str]) -> str:
+        """One rewrite a line."""
+        return "\n".join(map(_in_a_line, items))
+
 
 class SelfQAStrategy(SelfEditStrategy):
     """Questions about the passage and their answers, one training text a pair (``self-qa``)."""
@@ -189,6 +220,16 @@ class SelfQAStrategy(SelfEditStrategy):
         """The pairs as ``Question: …`` and ``Answer: …`` on two lines; incomplete ones left out."""
         pairs = parse_qa(completion, finish_reason)
         return [format_qa(*pair) for pair in pairs if pair.question and pair.answer]
+
+    def format_completion(self, items: Sequence[str]) -> str:
+        """The pairs in the numbered form that the prompt asks for."""
+        return "\n".join(
+            _QA_LABEL.sub(rf"\1 {number}:", item) for number, item in enumerate(items, start=1)
+        )
+
+
+def _in_a_line(item: str) -> str:
+    return " ".join(item.split())
 
 
 # Name -> "module:factory", loaded when the strategy is first asked for; a factory takes the name

@@ -318,32 +318,36 @@ class TTTTrainer:
             _EmptyEditError: It holds nothing to train on.
             UsageError: Its passage is not among those given.
         """
-        passage = _passage_of(edit, request.passages)
-        examples = self._examples(edit, passage)
-        if not examples:
-            raise _EmptyEditError(
-                "the self-edit is empty: there is nothing to train on",
-                "give at least one text, or leave the passage out of this round",
-            )
-        if passage is not None:
-            examples = [*passage_examples([passage], self.passage_copies), *examples]
+        examples = self.examples_of(edit, _passage_of(edit, request.passages))
         return TrialJob(
             id=name,
-            examples=tuple(examples),
+            examples=examples,
             recipe=request.recipe,
             seed=request.seed,
             patience=self.patience,
         )
 
-    def _examples(self, edit: Edit, passage: Passage | None) -> list[TrainExample]:
-        """What an edit is trained on, without its passage."""
+    def examples_of(self, edit: Edit, passage: Passage | None) -> tuple[TrainExample, ...]:
+        """What an edit is trained on: its passage, if one is given, and its items.
+
+        Raises:
+            UsageError: The edit holds nothing to train on.
+        """
         if isinstance(edit, str):
             passage_id = "" if passage is None else passage.id
             edit = SelfEdit(passage_id, "text", 0, tuple(text_items(edit)))
         if isinstance(edit, SelfEdit):
-            examples = edit_examples([edit], self.loss_on)
-            return [example for example in examples if example.text.strip()]
-        return list(edit)
+            made = edit_examples([edit], self.loss_on)
+            examples = [example for example in made if example.text.strip()]
+        else:
+            examples = list(edit)
+        if not examples:
+            raise _EmptyEditError(
+                "the self-edit is empty: there is nothing to train on",
+                "give at least one text, or leave the passage out of this round",
+            )
+        copies = [] if passage is None else passage_examples([passage], self.passage_copies)
+        return (*copies, *examples)
 
 
 class _EmptyEditError(UsageError):

@@ -28,12 +28,14 @@ class Candidate:
         passage_id: The passage that it was made from.
         examples: What its trials train on; at least one.
         questions: What its trials are asked.
+        max_steps: Optimiser steps of its trials; None for the template's.
     """
 
     id: str
     passage_id: str
     examples: tuple[TrainExample, ...]
     questions: tuple[Probe, ...] = ()
+    max_steps: int | None = None
 
     def job(self, repeat: int, template: TrialJob) -> TrialJob:
         """One repeat as a job.
@@ -54,6 +56,7 @@ class Candidate:
             seed=derive(template.seed, "trial", self.passage_id, repeat),
             examples=self.examples,
             questions=self.questions,
+            max_steps=template.max_steps if self.max_steps is None else self.max_steps,
         )
 
 

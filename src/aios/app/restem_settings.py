@@ -1,0 +1,89 @@
+"""From the config to the parts of ReST-EM: arms, reward, settings."""
+
+from __future__ import annotations
+
+from aios.app.composition import build_prompts
+from aios.core.config.recipes import ResolvedRecipe
+from aios.core.config.restem_schema import RewardKind
+from aios.core.config.schemas import Config
+from aios.core.errors import UsageError
+from aios.core.seal.candidate_trials import TrialSettings
+from aios.core.seal.prompt_templates import AUTO
+from aios.core.seal.restem_rules import ReSTEMSettings
+from aios.core.seal.reward import (
+    AccuracyReward,
+    PerplexityReward,
+    RewardFunction,
+    ValidationLossReward,
+)
+from aios.core.seal.strategies import get_strategy
+from aios.core.seeds import derive
+from aios.core.types import LoraRecipe
+
+_REWARDS: dict[RewardKind, type[RewardFunction]] = {
+    "loss": ValidationLossReward,
+    "perplexity": PerplexityReward,
+    "accuracy": AccuracyReward,
+}
+
+
+def arms_of(config: Config, recipe: ResolvedRecipe) -> tuple[str, ...]:
+    """The strategies that candidates are divided among; ``auto`` is the recipe's.
+
+    Raises:
+        UsageError: A strategy is not known, or nothing can be learned under any of them.
+    """
+    arms = recipe.restem_arms if config.restem.arms == (AUTO,) else config.restem.arms
+    prompts = build_prompts(config)
+    if not any(get_strategy(name, prompts).learnable for name in arms):
+        raise UsageError(
+            f"nothing can be learned under restem.arms ({', '.join(arms)}): the model writes "
+            "nothing there",
+            "name strategies that the model writes (aios seal strategies)",
+        )
+    return arms
+
+
+def reward_function(config: Config) -> RewardFunction:
+    """What trials are judged by."""
+    answers = config.evaluation.max_answer_tokens
+    return _REWARDS[config.restem.reward](max_answer_tokens=answers)
+
+
+def settings_of(config: Config) -> ReSTEMSettings:
+    """How rounds are run.
+
+    Raises:
+        UsageError: ``auto`` has no noise to go by: nothing is repeated.
+    """
+    restem = config.restem
+    return ReSTEMSettings(
+        trials=TrialSettings(
+            baseline=restem.baseline,
+            racing=restem.racing,
+            repeats=restem.repeats,
+            trial_tokens=restem.trial_tokens,
+            batch=restem.trial_batch,
+            question_template=config.evaluation.question_template,
+            max_answer_tokens=config.evaluation.max_answer_tokens,
+            max_failed_share=restem.max_failed_share,
+            seed=derive(config.seed, "restem"),
+        ),
+        threshold=restem.threshold,
+        keep=restem.keep,
+        kept_per_passage=restem.kept_per_passage,
+        learn_format=restem.learn_format,
+        floor=restem.floor,
+        init=restem.init,
+        recipe=LoraRecipe(
+            rank=restem.sft_rank,
+            alpha=restem.sft_alpha,
+            learning_rate=restem.sft_learning_rate,
+            epochs=restem.sft_epochs,
+            batch_size=restem.sft_batch_size,
+            max_seq_len=restem.sft_max_seq_len,
+        ),
+        held_out_candidates=restem.held_out_candidates,
+        patience=restem.patience,
+        seed=derive(config.seed, "restem"),
+    )

@@ -1,0 +1,90 @@
+"""How ReST-EM's rounds are run, and the small rules of `restem_optimizer`."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+from aios.core.errors import DataError
+from aios.core.restem import ReSTEMState
+from aios.core.seal.candidate_trials import TrialSettings
+from aios.core.seal.reward import Threshold
+from aios.core.types import LoraRecipe, Passage
+
+SFT_RECIPE = LoraRecipe(rank=64, alpha=128, learning_rate=3e-4, epochs=2, batch_size=8)
+
+
+@dataclass(frozen=True, slots=True)
+class ReSTEMSettings:
+    """How rounds are run.
+
+    Attributes:
+        trials: How candidates are tried.
+        threshold: What an improvement must exceed: ``auto`` for the measured noise, or a number.
+        keep: ``threshold``: rewarded self-edits; ``best_of_k``: the best of each passage.
+        kept_per_passage: Most self-edits of a passage that the generator learns from.
+        learn_format: Whether strategies' shares follow what they paid.
+        floor: Share of the candidates that is divided equally among the strategies.
+        init: What a round's generator is trained from: ``base`` or ``previous``.
+        recipe: How it is trained.
+        held_out_candidates: Self-edits tried for each held-out passage.
+        patience: Rounds without gain on held-out passages after which it stops; 0: never.
+        seed: Seed of everything.
+    """
+
+    trials: TrialSettings = field(default_factory=TrialSettings)
+    threshold: Threshold = "auto"
+    keep: Literal["threshold", "best_of_k"] = "threshold"
+    kept_per_passage: int = 1
+    learn_format: bool = True
+    floor: float = 0.3
+    init: Literal["base", "previous"] = "base"
+    recipe: LoraRecipe = SFT_RECIPE
+    held_out_candidates: int = 3
+    patience: int = 1
+    seed: int = 0
+
+
+def best_round(state: ReSTEMState) -> int:
+    """The round whose generator is best on held-out passages; the last where there are none."""
+    examined = [report for report in state.rounds if report.held_out is not None]
+    if not examined:
+        return state.rounds[-1].number
+    means = {r.number: r.held_out.mean for r in examined if r.held_out is not None}
+    return max(means, key=lambda number: (means[number], -number))
+
+
+def check_passages(passages: Sequence[Passage], held_out: Sequence[Passage]) -> None:
+    """Refuses passages that nothing can be rewarded on.
+
+    Raises:
+        DataError: There are none, one has no question, or is on both sides.
+    """
+    if not passages:
+        raise DataError("there are no passages to optimise on", "give passages with questions")
+    for passage in (*passages, *held_out):
+        if not passage.questions:
+            raise DataError(
+                f"passage {passage.id} has no questions, so nothing can be rewarded",
+                "leave it out, or add questions",
+            )
+    both = {p.id for p in passages} & {p.id for p in held_out}
+    if both:
+        raise DataError(
+            f"passage {min(both)} is optimised on and held out", "give it to one side only"
+        )
+
+
+class Laps:
+    """Seconds that each part of a round took."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+        self._began = time.monotonic()
+
+    def end(self, name: str) -> None:
+        """Ends a part; the next begins."""
+        now = time.monotonic()
+        self.seconds[name], self._began = now - self._began, now
