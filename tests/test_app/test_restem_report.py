@@ -26,7 +26,7 @@ from aios.core.restem import (
 )
 from aios.core.seal.reward import Reward
 from aios.core.types import Failure, Passage, SelfEdit
-from tests.test_app.restem_runs import Run, made_up_run
+from tests.test_app.made_up_restem import Run, made_up_run
 from tests.test_app.test_report_html import Page
 
 HOSTILE = (

@@ -11,12 +11,13 @@ tokens are taken as four characters each. What is assumed, not counted or measur
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from aios.app.models import load_model, show_model
-from aios.app.restem_probe import Measured, probe_machine
+from aios.app.restem_probe import probe_machine
 from aios.app.restem_sizes import (
+    CHARACTERS_PER_TOKEN,
     approximate_tokens,
     count_dataset,
     imagine_passages,
@@ -115,34 +116,30 @@ def estimate_restem(
     """
     _check(dataset, passages, tokens_per_passage, budget_hours, budget_money, price_per_hour)
     card = find_gpu(gpu) if gpu is not None else None
-    here = probe and card is None
-    shape = None if here or card is None else _shape(config, model_parameters)
-    model = load_model(config, emit=emit) if here else None
+    shape = None if card is None else _shape(config, model_parameters)
+    model = load_model(config, emit=emit) if probe and card is None else None
     recipe = resolve_recipe(config, config.model.name)
     count = model.count_tokens if model is not None else approximate_tokens
-    if dataset is not None:
-        data = count_dataset(config, dataset, count)
-    else:
-        data = imagine_passages(passages or 0, tokens_per_passage or 0, count)
-    if model is None and dataset is not None:
-        data = replace(data, assumptions=("four characters a token",))
-
-    measured: Measured | None = None
-    throughput: Throughput | None = None
-    memory: Memory | None = None
+    data = (
+        imagine_passages(passages or 0, tokens_per_passage or 0, count)
+        if dataset is None
+        else count_dataset(config, dataset, count)
+    )
     work = workload_of(config, recipe, data, expert=expert)
     notes = [*data.assumptions, *_settings_notes(config)]
-    if model is not None:
-        measured = probe_machine(config, model, data.chosen, emit)
-        if dataset is not None:
-            work = with_lengths(config, work, recipe, measured, expert=expert)
-        throughput, memory = measured.throughput, _memory_here(config, recipe)
-    if measured is None or dataset is None:
+    if model is None and dataset is not None:
+        notes.append(f"{CHARACTERS_PER_TOKEN} characters a token")
+    measured = None if model is None else probe_machine(config, model, data.chosen, emit)
+    if measured is not None and dataset is not None:
+        work = with_lengths(config, work, recipe, measured, expert=expert)
+    else:
         notes += length_notes(work)
-    if card is not None and shape is not None:
-        width = config.seal.batch_size * config.seal.restem_candidates_per_passage
-        sft = config.restem.sft_rank
-        throughput = throughput_on(card, shape, rank=recipe.lora.rank, sft_rank=sft, width=width)
+    throughput: Throughput | None = None
+    memory: Memory | None = None
+    if measured is not None:
+        throughput, memory = measured.throughput, _memory_here(config, recipe)
+    elif card is not None and shape is not None:
+        throughput = _reckoned(config, recipe, card, shape)
         memory = _memory_on(card, shape, recipe)
         notes += _gpu_notes(config, shape)
     found = None
@@ -249,6 +246,16 @@ def _memory_here(config: Config, recipe: ResolvedRecipe) -> Memory | None:
         number_bytes=number,
         on_gpu=device.type == "cuda",
         available_bytes=free_memory(device) + held,
+    )
+
+
+def _reckoned(config: Config, recipe: ResolvedRecipe, gpu: GPU, shape: ModelShape) -> Throughput:
+    return throughput_on(
+        gpu,
+        shape,
+        rank=recipe.lora.rank,
+        sft_rank=config.restem.sft_rank,
+        width=config.seal.batch_size * config.seal.restem_candidates_per_passage,
     )
 
 

@@ -27,7 +27,6 @@ from aios.core.types import Passage, Question
 CHARACTERS_PER_TOKEN = 4  # of English text, in round numbers
 _INSTRUCTION_TOKENS = 100  # of a prompt, beside the passage
 _QUESTIONS, _QUESTION_TOKENS = 5, 24  # of a passage without any; those of SQuAD are like that
-KEEPS_BASELINES = False  # a passage that comes again in a later round has its baseline trained anew
 _CHANCE = 0.05  # that a self-edit without effect passes ``threshold: auto``
 _SENTENCE = "The old mill at Orvane was built in 1871 by the river and is kept by two wardens. "
 
@@ -125,7 +124,6 @@ def workload_of(
         repeats=settings.repeats,
         racing=settings.racing,
         baseline_repeats=settings.repeats if settings.baseline == "passage" else 0,
-        keeps_baselines=KEEPS_BASELINES,
         prompts=len(arms),
         prompt_tokens=tokens + _INSTRUCTION_TOKENS,
         edit_tokens=Span(0.5 * tokens, tokens, min(2 * tokens, max(seal.max_new_tokens, tokens))),

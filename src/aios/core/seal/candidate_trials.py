@@ -104,6 +104,7 @@ class CandidateTrials:
         self,
         works: Sequence[Work],
         records: Records,
+        baselines: Records,
         *,
         emit: Emit = ignore,
         should_stop: ShouldStop = never,
@@ -112,6 +113,13 @@ class CandidateTrials:
 
         A batch is recorded as a whole. One that is run again after a kill consists of the same
         trials in the same order, and so, in one process, comes to the same numbers.
+
+        Args:
+            works: Passages and candidates; a passage is there once.
+            records: Batches that are done, by their first passage and its place.
+            baselines: Baselines that are trained, by passage: later rounds meet them again.
+            emit: Told of trials.
+            should_stop: Asked while training.
 
         Yields:
             The passages in order. A candidate's reward is its improvement; nothing is decided.
@@ -126,11 +134,19 @@ class CandidateTrials:
             key = f"{start}:{members[0].passage.id}"
             record = records.get(key)
             if record is None:
-                tried = TrialBatch(self, members).run(emit, should_stop)
+                batch = TrialBatch(self, members, baselines)
+                tried = batch.run(emit, should_stop)
+                record = {
+                    "passages": [tried_to_json(passage) for passage in tried],
+                    "baselines": batch.new_baselines(),
+                }
                 if any(one.reward is not None for p in tried for one in p.candidates):
-                    records.append(key, [tried_to_json(passage) for passage in tried])
+                    records.append(key, record)
             else:
                 tried = _decode(record, members)
+            for passage_id, answers in record["baselines"].items():
+                if baselines.get(passage_id) is None:  # a kill may have come between
+                    baselines.append(passage_id, answers)
             yield from tried
             spent += sum(passage.trials for passage in tried)
             failed += sum(passage.failed_trials for passage in tried)
@@ -205,7 +221,8 @@ def decide(
 
 def _decode(record: Any, members: Sequence[Work]) -> list[TriedPassage]:
     try:
-        tried = [tried_from_json(passage) for passage in record]
+        tried = [tried_from_json(passage) for passage in record["passages"]]
+        dict(record["baselines"])
     except (KeyError, TypeError, ValueError) as error:
         raise StorageError(
             f"the record of trials is of another form: {error}", "start a new run"

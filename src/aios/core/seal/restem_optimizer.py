@@ -39,7 +39,7 @@ from aios.core.protocols import (
     ignore,
     never,
 )
-from aios.core.restem import HeldOut, ReSTEMState, RoundReport, Tried, TriedPassage
+from aios.core.restem import HeldOut, ReSTEMState, RoundReport, TriedPassage
 from aios.core.seal.candidate_trials import CandidateTrials, decide
 from aios.core.seal.format_choice import deal, even_shares, next_shares
 from aios.core.seal.policy_examples import policy_examples
@@ -275,6 +275,7 @@ class ReSTEMOptimizer:
         with (
             self._stage(stage, works) as done,
             store.records(f"rounds/{number}/{part}") as records,
+            store.records("baselines") as baselines,
         ):
             trials = 0
 
@@ -288,7 +289,7 @@ class ReSTEMOptimizer:
                     self.emit(event)
 
             for passage in self.trials.run(
-                works, records, emit=progress, should_stop=self.should_stop
+                works, records, baselines, emit=progress, should_stop=self.should_stop
             ):
                 tried.append(passage)
                 for one in passage.candidates:

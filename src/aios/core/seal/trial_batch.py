@@ -6,12 +6,14 @@ The part of `candidate_trials` that is run as a whole and recorded as a whole.
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from statistics import fmean
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from aios.core.data.probes import Probe, make_probes
+from aios.core.errors import StorageError
 from aios.core.protocols import Emit, ShouldStop
 from aios.core.restem import Tried, TriedPassage
 from aios.core.seal.racing import race
@@ -19,10 +21,10 @@ from aios.core.seal.reward import Reward, reward_of_outcome
 from aios.core.seal.trial_set import Candidate, PassageResult, Standing
 from aios.core.training.examples import passage_examples
 from aios.core.trials import Answered, TrialJob, TrialOutcome
-from aios.core.types import Failure, Passage, SelfEdit, TrainExample
+from aios.core.types import Failure, Passage, Score, SelfEdit, TrainExample
 
 if TYPE_CHECKING:
-    from aios.core.seal.candidate_trials import CandidateTrials
+    from aios.core.seal.candidate_trials import CandidateTrials, Records
 
 _BASELINE = "baseline"
 Answers = Sequence[Answered]
@@ -49,9 +51,11 @@ class TrialBatch:
     Args:
         trials: Executor, trainer, reward and settings.
         works: The passages.
+        records: Baselines that were trained before, by passage.
     """
 
-    def __init__(self, trials: CandidateTrials, works: Sequence[Work]) -> None:
+    def __init__(self, trials: CandidateTrials, works: Sequence[Work], records: Records) -> None:
+        self._records = records
         self._executor, self._reward = trials.executor, trials.reward
         self._trainer, self._count_tokens = trials.trainer, trials.count_tokens
         self._settings = settings = trials.settings
@@ -74,6 +78,7 @@ class TrialBatch:
         self._untrained: dict[str, Answers] = {}
         self._baselines: dict[str, dict[int, Answers]] = {}  # by passage and repeat
         self._baseline_failures: dict[str, list[Failure]] = {}
+        self._baseline_trials: Counter[str] = Counter()  # trained now
         # By job id, of trials that gave a number:
         self._rewards: dict[str, Reward] = {}
         self._right: dict[str, float] = {}
@@ -111,20 +116,32 @@ class TrialBatch:
             return
         jobs: dict[str, tuple[str, int, TrialJob]] = {}
         for work in self._works:
-            self._baselines[work.passage.id] = {}
-            self._baseline_failures[work.passage.id] = []
+            passage_id = work.passage.id
+            self._baselines[passage_id] = _decode(self._records.get(passage_id))
+            self._baseline_failures[passage_id] = []
             examples = tuple(passage_examples([work.passage]))
-            alone = self._budgeted(work.passage.id, _BASELINE, examples)
-            for repeat in repeats:
+            alone = self._budgeted(passage_id, _BASELINE, examples)
+            for repeat in set(repeats) - self._baselines[passage_id].keys():
                 job = alone.job(repeat, self._template)
-                jobs[job.id] = (work.passage.id, repeat, job)
+                jobs[job.id] = (passage_id, repeat, job)
         wanted = [job for _, _, job in jobs.values()]
+        self._baseline_trials = Counter(passage_id for passage_id, _, _ in jobs.values())
         for outcome in self._executor.run(wanted, emit=emit, should_stop=should_stop):
             passage_id, repeat, _ = jobs[outcome.job_id]
             if outcome.failure is None:
                 self._baselines[passage_id][repeat] = outcome.answers
             else:
                 self._baseline_failures[passage_id].append(outcome.failure)
+
+    def new_baselines(self) -> dict[str, Any]:
+        """The baselines that this batch has trained, by passage, as JSON values."""
+        return {
+            passage_id: {
+                str(repeat): [asdict(answer) for answer in answers]
+                for repeat, answers in self._baselines[passage_id].items()
+            }
+            for passage_id in self._baseline_trials
+        }
 
     def _candidate(self, work: Work, edit: SelfEdit) -> Candidate:
         examples = self._trainer.examples_of(edit, work.passage)
@@ -170,14 +187,13 @@ class TrialBatch:
                 self._one(edit, standing, _share_right(untrained))
                 for edit, standing in zip(work.edits, result.standings, strict=True)
             ]
-        trained = self._settings.repeats if self._settings.baseline == "passage" else 0
         in_race = sum(len(s.failures) for s in result.standings) if result else 0
         before = self._quantity(passage_id, untrained)
         return TriedPassage(
             passage_id,
             tuple(candidates),
             asked=work.asked,
-            trials=trained + (result.trials if result else 0),
+            trials=self._baseline_trials[passage_id] + (result.trials if result else 0),
             failed_trials=len(lost) + in_race,
             before=before,
             baseline=fmean(self._quantity(passage_id, answers) for answers in baselines)
@@ -203,6 +219,23 @@ class TrialBatch:
     def _quantity(self, passage_id: str, answers: Answers) -> float:
         """The quantity (loss, …) of answers."""
         return self._reward.of(self._questions[passage_id], None, answers, 0.0).after
+
+
+def _decode(record: Any) -> dict[int, Answers]:
+    """Baselines of a passage from the record, by repeat.
+
+    Raises:
+        StorageError: It is of another form.
+    """
+    try:
+        return {
+            int(repeat): [Answered(a["probe_id"], Score(**a["score"]), a["text"]) for a in answers]
+            for repeat, answers in (record or {}).items()
+        }
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise StorageError(
+            f"the record of baselines is of another form: {error}", "start a new run"
+        ) from error
 
 
 def _share_right(answers: Answers) -> float:
