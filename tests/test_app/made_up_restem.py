@@ -214,6 +214,11 @@ def _held_out(held: Sequence[TriedPassage]) -> HeldOut | None:
     )
 
 
+def span(low: float, middle: float, high: float) -> dict[str, float]:
+    """`core.restem_workload.Span` as a JSON object."""
+    return {"low": low, "middle": middle, "high": high}
+
+
 def _info(text: str) -> dict[str, Any]:
     return {
         "model": {"name": f"tiny {text}", "digest": "abcdef012345"},
@@ -226,6 +231,10 @@ def _info(text: str) -> dict[str, Any]:
         "seed": 0,
         "offline": True,
         "command": f"aios seal restem optimize --dataset passages.jsonl {text}",
-        "estimate": {"seconds": 5400, "seconds_low": 4500, "seconds_high": 6500, "trials": 400},
+        "estimate": [
+            {"name": "try", "unit": "s", "estimated": span(3000, 3600, 4500), "actual": 3810.0},
+            {"name": "all", "unit": "s", "estimated": span(4500, 5400, 6500), "actual": 5495.0},
+            {"name": "trials", "unit": "trials", "estimated": span(400, 400, 400), "actual": 367},
+        ],
         "log_link": "events.jsonl",
     }

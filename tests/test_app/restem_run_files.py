@@ -66,7 +66,13 @@ def write_events(path: Path, events: Iterable[tuple[float, Event]]) -> None:
 def set_record(path: Path, reports: Iterable[RoundReport], **changes: Any) -> None:
     """Commits the state of the rounds that are done."""
     state = ReSTEMState(tuple(reports), {"rewrite": 1.0}, **changes)
-    record = {**state.to_json(), "finished": False, "train": ["p1"], "held_out": ["h1", "h2"]}
+    record = {
+        **state.to_json(),
+        "finished": False,
+        "dataset": "my data.json",
+        "train": ["p1"],
+        "held_out": ["h1", "h2"],
+    }
     (path / "state.json").write_text(json.dumps(record), encoding="utf-8")
 
 
@@ -107,12 +113,10 @@ def first_round() -> list[tuple[float, Event]]:
     """Round 0 done, round 1 in its trials: 2 of 5 passages, 3 candidates of each tried."""
     return [
         (0, RunStarted("r", "restem")),
-        (1, StageStarted("round 0: write held-out", 2, "passages")),
-        (11, StageFinished("round 0: write held-out", 10)),
-        (11, StageStarted("round 0: try held-out", 2, "passages")),
+        (11, StageStarted("round 0: held-out", 2, "passages")),
         (21, CandidateTried(0, True, "h1", "rewrite", 0, 2, 0.01)),
         (31, CandidateTried(0, True, "h2", "rewrite", 0, 2, -0.01)),
-        (31, StageFinished("round 0: try held-out", 20)),
+        (31, StageFinished("round 0: held-out", 20)),
         (31, RoundFinished(0, "", asdict(untrained()))),
         (31, StageStarted("round 1: write", 5, "passages")),
         (61, StageProgress("round 1: write", 5)),
@@ -122,7 +126,7 @@ def first_round() -> list[tuple[float, Event]]:
         *((91, tried("p1", k, (0.05, -0.02, None)[k])) for k in range(3)),
         (91, StageProgress("round 1: try", 1)),
         *((121, tried("p2", k, (0.1, 0.0, 0.02)[k])) for k in range(3)),
-        (121, StageProgress("round 1: try", 2)),
+        (121, StageProgress("round 1: try", 2, "37 trials")),
     ]
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from dataclasses import replace
+from dataclasses import asdict, replace
 from statistics import fmean
 from typing import Any
 from xml.etree import ElementTree
@@ -24,6 +24,8 @@ from aios.core.restem import (
     Tried,
     TriedPassage,
 )
+from aios.core.restem_costs import Compared
+from aios.core.restem_workload import Span
 from aios.core.seal.reward import Reward
 from aios.core.types import Failure, Passage, SelfEdit
 from tests.test_app.made_up_restem import Run, made_up_run
@@ -255,7 +257,11 @@ def small() -> str:
     passages = {"a": Passage.make("The text of a.", id="a", title="Title A")}
     info = {
         "reward": "loss",
-        "estimate": {"seconds": 2000, "seconds_low": 1800, "seconds_high": 2400, "trials": 18},
+        "estimate": [
+            asdict(Compared("all", "s", Span(1800, 2000, 2400), 3730)),
+            asdict(Compared("trials", "trials", Span.exactly(18), 9)),
+            asdict(Compared("tokens written", "tokens", Span(900, 1000, 1100), 1234)),
+        ],
     }
     return render(Run(state, {1: [edits, other]}, {}, passages, info))
 
@@ -289,10 +295,11 @@ def test_every_number_of_a_small_run_is_right() -> None:
         "all", "1 min 00 s", "1 h 00 min", "5.0 s", "1 min 05 s", "1 h 02 min", "9", "4",
         "1,234", "5,678",
     ]  # fmt: skip
-    assert row(html, "cost", "Time", 1) == [
-        "Time", "33 min 20 s", "30 min 00 s to 40 min 00 s", "1 h 02 min", "1.86"
+    assert row(html, "cost", "time: all", 1) == [
+        "time: all", "33 min 20 s", "30 min 00 s to 40 min 00 s", "1 h 02 min", "1.86"
     ]  # fmt: skip
-    assert row(html, "cost", "Trials", 1) == ["Trials", "18", "–", "9", "0.50"]
+    assert row(html, "cost", "trials", 1) == ["trials", "18", "18 to 18", "9", "0.50"]
+    assert row(html, "cost", "tokens written", 1)[1:4] == ["1,000", "900 to 1,100", "1,234"]
     assert "left nothing of 4, and 1 could not" in section(html, "failures")
     assert row(html, "failures", "round 1") == [
         "round 1", "train", "2", "the loss is not finite", "b/0"
@@ -426,9 +433,8 @@ def test_numbers_that_are_not_finite_are_not_shown() -> None:
     broken = RoundReport(
         1, asked=2, tried=2, improvements=(float("nan"), 0.5), sft={"loss_last": float("nan")}
     )
-    html = render_state(
-        RoundReport(0), broken, estimate={"seconds": float("nan"), "trials": True, "tokens": "1"}
-    )
+    estimate = [1, {}, {"estimated": {"middle": float("nan")}, "actual": 1}, {"estimated": []}]
+    html = render_state(RoundReport(0), broken, estimate=estimate)
     assert row(html, "learning", "round 1")[5] == "–"
     assert "1 candidate<" in html
     assert "Estimate beside actual" not in html

@@ -105,6 +105,7 @@ def test_a_running_round_is_told_with_its_trials_rates_memory_and_improvements(
     assert (status.state, status.live, status.id) == ("running", True, "r1")
     assert (status.round, status.rounds, status.stage) == (1, 2, "try")
     assert (status.done, status.total, status.unit) == (2, 5, "passages")
+    assert status.note == "37 trials"
     assert status.rate == pytest.approx(2.0)  # 2 passages in the minute since the stage began
     assert status.trial_rate == pytest.approx(10.0)
     assert (status.candidates, status.trials_done) == (6, 10)
@@ -152,13 +153,17 @@ def test_the_time_left_of_the_run_is_told_by_earlier_rounds(held: RunDirectory) 
         held.path,
         [
             (390, StageFinished("round 2: fit", 50)),
-            (390, StageStarted("round 2: write held-out", 2, "passages")),
-            (392, StageProgress("round 2: write held-out", 1)),
         ],
     )
-    assert status_at(held.path, 392).eta_run == pytest.approx(40 - 2)  # its trials follow
-    write_events(held.path, [(394, StageFinished("round 2: write held-out", 4))])
-    assert status_at(held.path, 394).eta_run == pytest.approx(40)
+    assert status_at(held.path, 394).eta_run == pytest.approx(40)  # they are being written
+    write_events(
+        held.path,
+        [
+            (395, StageStarted("round 2: held-out", 2, "passages")),
+            (405, StageProgress("round 2: held-out", 1)),
+        ],
+    )
+    assert status_at(held.path, 405).eta_run == pytest.approx(10)
 
 
 def test_a_round_ahead_counts_as_a_whole(held: RunDirectory) -> None:
@@ -214,6 +219,32 @@ def test_a_rate_is_over_recent_events(held: RunDirectory) -> None:
     fast = [(6000 + 1.0 * n, StageProgress("round 1: try", 500 + n)) for n in range(1, 500)]
     write_events(held.path, [*slow, *fast])
     assert status_at(held.path, 6499).rate == pytest.approx(60.0)
+
+
+def test_a_burst_of_events_does_not_hide_the_rate(held: RunDirectory) -> None:
+    write_events(held.path, [(1000, StageStarted("round 1: try", 900, "passages"))])
+    for batch in range(2):
+        at = 1100.0 + 100 * batch
+        write_events(
+            held.path,
+            [
+                *(
+                    (at - 50, StageProgress("round 1: try", 300 * batch, f"{n}"))
+                    for n in range(400)
+                ),
+                *(
+                    (at + n / 1000, CandidateTried(1, False, f"{batch} {n}", "s", 0, 2, 0.1))
+                    for n in range(300)
+                ),
+                *(
+                    (at + n / 1000, StageProgress("round 1: try", 300 * batch + n + 1))
+                    for n in range(300)
+                ),
+            ],
+        )
+    status = status_at(held.path, 1201)
+    assert status.rate == pytest.approx(180, rel=0.02)
+    assert status.trial_rate == pytest.approx(360, rel=0.02)
 
 
 def test_failures_are_counted_and_the_last_is_shown(held: RunDirectory) -> None:
@@ -283,14 +314,19 @@ def test_the_line_to_go_on_with_is_the_one_it_began_with(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     line = "seal restem optimize --dataset".split()
-    monkeypatch.setattr(sys, "argv", ["x/aios", *line, "my file.json", "--resume", "old", "--json"])
+    monkeypatch.setattr(
+        sys, "argv", ["x/aios", *line, "my file.json", "--run-dir", "x", "--resume=y", "--json"]
+    )
     path = make_run(tmp_path, "r1")
     assert run_status(path).resume == (
-        "aios seal restem optimize --dataset 'my file.json' --json --resume r1"
+        f"aios seal restem optimize --dataset 'my file.json' --json --resume {path}"
     )
     monkeypatch.setattr(sys, "argv", ["pytest"])
     path = make_run(tmp_path, "r2")
-    assert run_status(path).resume == "aios seal restem optimize --resume r2"
+    start = "aios seal restem optimize --dataset"
+    assert run_status(path).resume == f"{start} FILE --resume {path}"
+    set_record(path, [untrained()])
+    assert run_status(path).resume == f"{start} 'my data.json' --resume {path}"
 
 
 # ------------------------------------------------------------ the record

@@ -174,7 +174,7 @@ def test_a_killed_run_says_so_and_how_to_go_on(held: RunDirectory, capsys: Captu
     out = capsys.readouterr().out
     assert "killed: no process works on it" in out
     assert "stood at" in out
-    assert "go on with  aios seal restem optimize --resume r1" in out
+    assert "go on with  aios seal restem optimize --dataset 'my data.json' --resume " in out
 
 
 def test_the_status_as_json(held: RunDirectory, capsys: Capture) -> None:
@@ -400,7 +400,7 @@ def test_a_running_run_is_asked_to_stop(held: RunDirectory, capsys: Capture) -> 
     out = capsys.readouterr().out
     assert out.splitlines() == [
         "run r1 was asked to stop; it does so after the work in hand",
-        "go on with: aios seal restem optimize --resume r1",
+        "go on with: aios seal restem optimize --dataset 'my data.json' --resume artifacts/runs/r1",
     ]
     assert (held.path / "stop").exists()
     assert call("status") == 0
@@ -422,7 +422,7 @@ def test_stop_waits_until_the_run_has_ended(
     thread.join()
     document = json.loads(capsys.readouterr().out)
     assert (document["asked"], document["state"]) == (True, "interrupted")
-    assert document["resume"].endswith("--resume r1")
+    assert document["resume"].endswith("/r1")
 
 
 def test_stop_says_if_nothing_runs(held: RunDirectory, capsys: Capture) -> None:

@@ -396,7 +396,13 @@ def test_the_estimate_stands_beside_what_the_rounds_took() -> None:
     rounds = [
         RoundReport(0, seconds={"held-out": held_out}),
         *(
-            RoundReport(n, trials=80, tokens=7000, seconds={**took, "held-out": held_out})
+            RoundReport(
+                n,
+                trials=80,
+                tokens=7000,
+                sft={"tokens": 4000.0},
+                seconds={**took, "held-out": held_out},
+            )
             for n in (1, 2)
         ),
     ]
@@ -405,7 +411,10 @@ def test_the_estimate_stands_beside_what_the_rounds_took() -> None:
     assert rows["try"].within
     assert not rows["held-out"].within  # twice the upper end
     assert rows["trials"].actual == 160
-    assert rows["tokens written"].estimated.middle == 20 * 5 * 120 + 12 * 3 * 120
+    assert rows["trials"].estimated == Span.exactly(20 * 7 + 15 * 2)  # held-out ones left out
+    assert (rows["written"].estimated.middle, rows["written"].actual) == (20 * 5 * 120, 14_000)
+    assert rows["fitted"].actual == 8000
+    assert rows["fitted"].within
     assert rows["all"].actual == pytest.approx(2 * sum(took.values()) + 3 * held_out)
     assert "expert" not in rows
 

@@ -7,11 +7,15 @@ stopped or killed goes on from there (`resume`) and ends with the same numbers.
 
 from __future__ import annotations
 
+import platform
+import shlex
 from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
+
+import psutil
 
 from aios.app.composition import (
     Run,
@@ -24,6 +28,7 @@ from aios.app.composition import (
 from aios.app.generation_plan import check_input, read_input
 from aios.app.models import load_model, load_trainer
 from aios.app.restem_folders import clear_stop, stop_requested
+from aios.app.restem_forecast import estimate_beside_actual, foretell
 from aios.app.restem_results import publish_best, write_results
 from aios.app.restem_rounds import RecordedRounds, RunFacts
 from aios.app.restem_settings import arms_of, reward_function, settings_of
@@ -37,9 +42,11 @@ from aios.core.events import Notice
 from aios.core.files import atomic_write_json, read_json
 from aios.core.protocols import Emit, Executor, LanguageModel, ShouldStop, ignore, never
 from aios.core.restem import ReSTEMState
+from aios.core.seal.generator_card import passage_hash
 from aios.core.seal.restem_optimizer import ReSTEMOptimizer
 from aios.core.seal.test_time_training import TTTTrainer, own_bench
 from aios.core.types import Passage, content_hash
+from aios.storage.runs import package_versions
 
 KIND = "restem"
 _PLAN = "plan.json"
@@ -125,10 +132,12 @@ def optimize(
         model = model or load_model(config, emit=run.emit)
         recipe = recipe_for(config, model)
         data = read_data(config, dataset, model)
-        facts = _facts(dataset, data)
-        _keep_plan(run, facts, config, model, recipe)
+        facts = facts_of(dataset, data)
+        keep_plan(run, plan_of(facts, config, model, recipe))
         _tell(run, data)
         job = _Job(config, run, model, recipe, data, facts)
+        if config.restem.estimate and not resume:
+            foretell(config, dataset, model, run)
 
         def asked_to_stop() -> bool:
             return should_stop() or stop_requested(run.directory.path)
@@ -287,29 +296,32 @@ def executor_of(config: Config, model: LanguageModel) -> Iterator[Executor]:
         yield executor
 
 
-def _facts(dataset: Path, data: RestemData) -> RunFacts:
+def facts_of(dataset: Path, data: RestemData) -> RunFacts:
+    """What a run on a file's passages is on."""
     fingerprint = content_hash([[asdict(p) for p in part] for part in (data.train, data.held_out)])
     return RunFacts(
         str(dataset),
         tuple(p.id for p in data.train),
         tuple(p.id for p in data.held_out),
         fingerprint,
+        tuple(map(passage_hash, data.train)),
     )
 
 
-def _keep_plan(
-    run: Run, facts: RunFacts, config: Config, model: LanguageModel, recipe: ResolvedRecipe
-) -> None:
+def keep_plan(run: Run, plan: Mapping[str, Any]) -> None:
     """Keeps what results follow from; a run that goes on must be on the same.
+
+    Args:
+        run: The run.
+        plan: JSON values by names for people.
 
     Raises:
         UsageError: It is not.
     """
     path = run.directory.path / _PLAN
-    plan = plan_of(facts, config, model, recipe)
     before = read_json(path, default=None)
     if before is None:
-        atomic_write_json(path, plan)
+        atomic_write_json(path, dict(plan))
         return
     changed = [name for name in plan if before.get(name) != plan[name]]
     if changed:
@@ -324,7 +336,7 @@ def plan_of(
 ) -> dict[str, Any]:
     """What a run's results follow from, by names for people, as JSON values."""
     restem = config.restem.model_dump(mode="json")
-    for name in ("executor", "workers"):  # where, not what
+    for name in ("estimate", "executor", "workers"):  # where, not what
         del restem[name]
     seal = {
         name: value
@@ -362,17 +374,17 @@ def _finish(job: _Job, state: ReSTEMState, output_generator: Path | None) -> ReS
     if generator is None:
         run.emit(Notice("no round's generator was better than the untrained one", "warning"))
     passages = {p.id: p for p in (*job.data.train, *job.data.held_out)}
-    info = _info(job, state)
+    info = {**_info(job), "estimate": estimate_beside_actual(run.directory.path, state)}
     page, numbers, metrics = write_results(run.directory.path, state, passages, info)
     return ReSTEMReport(run.directory.path, state, generator, page, numbers, metrics)
 
 
-def _info(job: _Job, state: ReSTEMState) -> Mapping[str, Any]:
+def _info(job: _Job) -> dict[str, Any]:
     """What the numbers follow from, and where they were made."""
     config = job.config
     return {
         "model": job.model.name,
-        "arms": ", ".join(state.shares),
+        "arms": ", ".join(arms_of(config, job.recipe)),
         "recipe": asdict(job.recipe.lora),
         "recipe_source": f"{job.recipe.name}: {job.recipe.measured}",
         "dataset": job.facts.dataset,
@@ -381,5 +393,8 @@ def _info(job: _Job, state: ReSTEMState) -> Mapping[str, Any]:
         "seed": config.seed,
         "reward": config.restem.reward,
         "baseline": config.restem.baseline,
-        "stopped": state.stopped,
+        "command": shlex.join(map(str, job.run.directory.info.get("argv", []))),
+        "versions": package_versions(),
+        "hardware": f"{psutil.cpu_count()} CPU cores, {platform.machine()}, {platform.system()}",
+        "log_link": "events.jsonl",
     }

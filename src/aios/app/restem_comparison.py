@@ -93,7 +93,7 @@ class Gain:
         scale: ``absolute``: `ci95` is about `change`.
         ci95: Paired bootstrap interval over passages; None with fewer than two.
         n: Passages.
-        seeds: Trainings of a generator.
+        seeds: Seeds that both generators were examined with.
         verdict: Whether the interval is clear of zero, and on which side.
     """
 
@@ -165,11 +165,38 @@ def verdict_sentence(state: ReSTEMState, gain: Gain | None, unit: Unit) -> str:
         return "Nothing was learned yet: only the untrained generator was examined."
     if gain is None:
         return "Not known whether the generator got better: no passages were held out."
+    return gain_sentence(
+        gain,
+        unit,
+        passages="held-out passage",
+        treatment=f"the generator of {gain.treatment}",
+        control="the untrained one",
+    )
+
+
+def gain_sentence(
+    gain: Gain,
+    unit: Unit,
+    *,
+    passages: str,
+    treatment: str,
+    control: str,
+    over: str = "the baseline",
+) -> str:
+    """A comparison of two generators in one plain sentence, with interval and n.
+
+    Args:
+        gain: The comparison.
+        unit: How its values are written.
+        passages: What it is over, in the singular.
+        treatment: The one generator.
+        control: The other.
+        over: What self-edits are to improve on.
+    """
     words = (
-        f"on {gain.n} held-out passage{'' if gain.n == 1 else 's'}, self-edits by the generator of "
-        f"{gain.treatment} improve on the baseline by {unit.signed(gain.treatment_value)}, those "
-        f"by the untrained one by {unit.signed(gain.control_value)}: a difference of "
-        f"{unit.signed(gain.change)}"
+        f"on {gain.n} {passages}{'' if gain.n == 1 else 's'}, self-edits by {treatment} improve on "
+        f"{over} by {unit.signed(gain.treatment_value)}, those by {control} by "
+        f"{unit.signed(gain.control_value)}: a difference of {unit.signed(gain.change)}"
     )
     if gain.ci95 is None:
         return f"Too few passages to tell: {words}."
@@ -267,7 +294,7 @@ def _gain(report: RoundReport, metric: str, untrained: HeldOut, unit: Unit) -> G
         ci95=ends,
         n=len(shared),
         seeds=1,
-        verdict=_verdict(ends, unit),
+        verdict=verdict_of(ends, unit),
     )
 
 
@@ -280,7 +307,8 @@ def _interval(treatment: Mapping[str, float], control: Mapping[str, float]) -> E
     return found.low, found.high
 
 
-def _verdict(ends: Ends | None, unit: Unit) -> Verdict:
+def verdict_of(ends: Ends | None, unit: Unit) -> Verdict:
+    """Whether an interval of a difference is clear of zero, and on which side."""
     if ends is None:
         return "too few passages to tell"
     low, high = ends

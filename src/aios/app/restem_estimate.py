@@ -38,7 +38,7 @@ from aios.core.gpu_costs import (
     throughput_on,
     trial_memory,
 )
-from aios.core.protocols import Emit, ignore
+from aios.core.protocols import Emit, LanguageModel, ignore
 from aios.core.restem_advice import Advice, advise
 from aios.core.restem_costs import Memory, RestemEstimate, Throughput, estimate
 from aios.core.restem_workload import Span, Tokens, Workload
@@ -89,6 +89,7 @@ def estimate_restem(
     model_parameters: int | None = None,
     expert: bool = False,
     emit: Emit = ignore,
+    model: LanguageModel | None = None,
 ) -> RestemEstimateReport:
     """What a run with this config will cost.
 
@@ -106,6 +107,7 @@ def estimate_restem(
             not here.
         expert: Count the final expert too.
         emit: Told what is being timed.
+        model: The base model that is probed; loaded from the config by default.
 
     Raises:
         UsageError: The arguments contradict or are out of range, the GPU is not known, or no
@@ -117,7 +119,10 @@ def estimate_restem(
     _check(dataset, passages, tokens_per_passage, budget_hours, budget_money, price_per_hour)
     card = find_gpu(gpu) if gpu is not None else None
     shape = None if card is None else _shape(config, model_parameters)
-    model = load_model(config, emit=emit) if probe and card is None else None
+    if card is not None or not probe:
+        model = None
+    elif model is None:
+        model = load_model(config, emit=emit)
     recipe = resolve_recipe(config, config.model.name)
     count = model.count_tokens if model is not None else approximate_tokens
     data = (

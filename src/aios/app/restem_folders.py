@@ -124,31 +124,33 @@ def restem_info(path: Path) -> dict[str, Any]:
     return info
 
 
-def resume_command(info: Mapping[str, Any], path: Path) -> str:
+def resume_command(info: Mapping[str, Any], path: Path, dataset: str = "") -> str:
     """The command line that goes on with a run: the one that it was begun with, and ``--resume``.
 
     Args:
         info: The content of ``run.json``.
         path: The run's directory.
+        dataset: The file of passages, for a run that was begun otherwise than by a command.
 
     Returns:
         A line to paste into a POSIX shell.
     """
     argv = info.get("argv")
     given = argv[1:] if isinstance(argv, list) and all(isinstance(x, str) for x in argv) else []
-    words = _without_resume(given)
+    words = _without(given, ("--resume", "--run-dir"))
     if words[:3] != ["seal", "restem", "optimize"] or sum(map(len, words)) > _MAX_COMMAND:
-        words = ["seal", "restem", "optimize"]
-    return shlex.join(["aios", *words, "--resume", path.name])
+        words = ["seal", "restem", "optimize", "--dataset", dataset or "FILE"]
+    return shlex.join(["aios", *words, "--resume", str(path)])
 
 
-def _without_resume(words: Sequence[str]) -> list[str]:
+def _without(words: Sequence[str], options: Sequence[str]) -> list[str]:
+    """A command line without some options and their values."""
     kept: list[str] = []
     left = iter(words)
     for word in left:
-        if word == "--resume":
+        if word in options:
             next(left, None)
-        elif not word.startswith("--resume="):
+        elif not word.startswith(tuple(f"{option}=" for option in options)):
             kept.append(word)
     return kept
 

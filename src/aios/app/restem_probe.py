@@ -87,7 +87,6 @@ def probe_machine(
     written, write, edit_tokens = _time_writing(generator, passages)
     emit(Notice("timing trials"))
     train, score = _time_trials(config, model, bench, recipe, written)
-    bench.close()
     emit(Notice("timing the training of a generator"))
     fit = _time_fits(config, model, generator, written)
     count = len(generator.parts)

@@ -28,9 +28,7 @@ _LEAST_SECONDS = 0.5  # a rate over less says nothing; nor does a count so soon 
 _MAX_TEXT = 400
 _LAST_TIME = 253_402_300_800  # the year 10000
 
-_ROUND_STAGE = re.compile(
-    r"round (?P<round>\d{1,6}): (?P<part>(?:write|try)(?: held-out)?|fit|held-out)"
-)
+_ROUND_STAGE = re.compile(r"round (?P<round>\d{1,6}): (?P<part>write|try|fit|held-out)")
 _HEAD = re.compile(rb'\{"time":"([^"\\]{1,40})","type":"([A-Za-z]{1,40})"')
 
 
@@ -46,11 +44,19 @@ class Pace:
         self._notes: deque[tuple[float, float]] = deque([(start, 0.0)], maxlen=_WINDOW)
 
     def note(self, time: float, count: float) -> None:
-        """Notes a count; one right after the start is what a resumed stage had before."""
-        if len(self._notes) == 1 and time - self.start < _LEAST_SECONDS:
-            self._notes[0] = (time, count)
+        """Notes a count; one right after the start is what a resumed stage had before.
+
+        Notes that stay have some time between them, so that the window is not filled by a burst.
+        """
+        notes = self._notes
+        if count == notes[-1][1]:
+            return
+        if len(notes) == 1 and time - self.start < _LEAST_SECONDS:
+            notes[0] = (time, count)
+        elif len(notes) > 1 and notes[-1][0] - notes[-2][0] < _LEAST_SECONDS:
+            notes[-1] = (time, count)
         else:
-            self._notes.append((time, count))
+            notes.append((time, count))
 
     @property
     def count(self) -> float:
@@ -80,6 +86,7 @@ class OpenStage:
     total: float
     unit: str
     pace: Pace
+    note: str = ""
 
 
 @dataclass(slots=True)
@@ -228,6 +235,7 @@ class RunProgress:
         stage = self.open.get(record["stage"])
         if stage is not None:
             stage.pace.note(time, _number(record, "done"))
+            stage.note = _text(record, "note")
 
     def _stage_finished(self, record: Mapping[str, Any], time: float) -> None:
         name = _text(record, "stage")

@@ -42,12 +42,14 @@ class SavedState:
     Attributes:
         state: The rounds that are done.
         finished: Whether no work is left.
+        dataset: The file of passages; empty where it is not said.
         train: How many passages are optimised on; None where it is not said.
         held_out: How many passages generators are compared on; None where it is not said.
     """
 
     state: ReSTEMState = field(default_factory=ReSTEMState)
     finished: bool = False
+    dataset: str = ""
     train: int | None = None
     held_out: int | None = None
 
@@ -90,10 +92,11 @@ def read_state(path: Path) -> SavedState:
         raise StorageError(f"{file} is of another form", _MOVE) from error
     if not fits(state, ReSTEMState):
         raise StorageError(f"{file} is corrupt: values of the wrong type", _MOVE)
-    train, held_out = record.get("train"), record.get("held_out")
+    dataset, train, held_out = (record.get(key) for key in ("dataset", "train", "held_out"))
     return SavedState(
         state,
         record.get("finished") is True,
+        dataset if isinstance(dataset, str) else "",
         len(train) if isinstance(train, list) else None,
         len(held_out) if isinstance(held_out, list) else None,
     )
@@ -222,7 +225,7 @@ def fits(value: object, hint: Any) -> bool:
     if hint is float:
         return is_number(value)
     if hint is int:
-        return isinstance(value, int) and is_number(value)
+        return type(value) is int and abs(value) < 2**64  # seeds are large
     if hint in (str, bool, type(None)):
         return isinstance(value, hint)
     if origin in (Union, UnionType):

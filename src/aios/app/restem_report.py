@@ -84,9 +84,9 @@ def render_restem_report(
             (``loss``, ``perplexity``, ``accuracy``) is the unit of improvements; without it that
             of the candidates' rewards is taken. ``baseline`` (``passage``, ``base``) says what
             was to be beaten. Not shown among the set-up: ``title`` (heading of the page),
-            ``log_link`` (relative link to the event log) and ``estimate``, what the run was
-            expected to cost: ``seconds``, ``trials``, ``tokens``, ``train_tokens``, each with
-            ``…_low`` and ``…_high`` if there is a range.
+            ``log_link`` (relative link to the event log) and ``estimate``, the cost that was
+            expected beside the actual one: a sequence of `core.restem_costs.Compared` as JSON
+            objects.
 
     Returns:
         The page; encodes as UTF-8.

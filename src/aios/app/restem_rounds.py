@@ -21,6 +21,7 @@ from aios.core.files import atomic_write_bytes, confined, encode_json, guarded
 from aios.core.protocols import LanguageModel, ShouldStop
 from aios.core.restem import ReSTEMState, RoundReport, TriedPassage, tried_to_json
 from aios.core.seal.generator_card import (
+    MOST_PASSAGE_IDS,
     GeneratorCard,
     RewardRule,
     RoundSummary,
@@ -42,12 +43,14 @@ class RunFacts:
         train: Ids of the passages that are optimised on.
         held_out: Ids of the held-out passages.
         data_fingerprint: Hash of the passages optimised on, with their questions.
+        passage_ids: `passage_hash` of the passages that are optimised on; for the card alone.
     """
 
     dataset: str
     train: tuple[str, ...]
     held_out: tuple[str, ...]
     data_fingerprint: str
+    passage_ids: tuple[str, ...] = ()
 
 
 class RecordedRounds:
@@ -83,7 +86,7 @@ class RecordedRounds:
     def commit(self, state: ReSTEMState) -> None:
         """Replaces the state file."""
         facts = asdict(self.facts)
-        del facts["data_fingerprint"]
+        del facts["data_fingerprint"], facts["passage_ids"]
         finished = bool(state.stopped)
         self.run.directory.commit_state({**state.to_json(), "finished": finished, **facts})
         shutil.rmtree(self.run.directory.checkpoints, ignore_errors=True)  # of rounds that are done
@@ -153,6 +156,7 @@ class RecordedRounds:
             recipe=self.settings.recipe,
             created_at=datetime.now(timezone.utc).isoformat(timespec="seconds"),
             aios_version=__version__,
+            passage_ids=self.facts.passage_ids[:MOST_PASSAGE_IDS],
         )
 
     def _inside(self, name: str) -> Path:

@@ -68,7 +68,7 @@ EVENTS_FILE = "events.jsonl"
 State: TypeAlias = Literal["running", "stopping", "done", "failed", "interrupted", "stale"]
 
 _ENDS: dict[str, State] = {"done": "done", "interrupted": "interrupted"}  # any other has failed
-_HELD_OUT = ("held-out", "try held-out")  # either tries the candidates of held-out passages
+_TRIED = {False: "try", True: "held-out"}  # where candidates of held-out passages or not are tried
 _REPORTED = {"write": "propose"}  # a stage's name among the seconds of a report
 
 
@@ -83,12 +83,13 @@ class RunStatus:
         summary: What it said when it ended.
         round: The round that goes on, or the last one; None before the first.
         rounds: How many rounds follow round 0 at most; None if not known.
-        stage: Stage of the round that goes on (``write``, ``try``, ``fit``, ``try held-out``, …),
-            or another stage's name; empty between stages.
+        stage: Stage of the round that goes on (``write``, ``try``, ``fit``, ``held-out``), or
+            another stage's name; empty between stages.
         detail: The stage inside it that `done` and `total` are of, where it has such (a training).
         done: Units done in that stage.
         total: Units of that stage; 0 if unknown.
         unit: What is counted.
+        note: What the stage said last, e.g. how many trials of the passages in hand are done.
         candidates: Candidates of the round that have had their trials.
         trials_done: Their trials that gave a number; the baseline's are not among them.
         trials_left: Trials of candidates left in the round, at what a passage took so far; None
@@ -123,6 +124,7 @@ class RunStatus:
     done: float
     total: float
     unit: str
+    note: str
     candidates: int
     trials_done: int
     trials_left: int | None
@@ -204,7 +206,7 @@ class RunFollower:
         counts = outer is not None and outer.total > 0 and part != "fit"
         shown = outer if inner is None or counts else inner
         pace = shown.pace if shown and live else None
-        trial_pace = progress.trial_pace if live and part in ("try", *_HELD_OUT) else None
+        trial_pace = progress.trial_pace if live and part in _TRIED.values() else None
         stage_left = pace.seconds_to(shown.total, now) if pace and shown else None
         return RunStatus(
             id=self.path.name,
@@ -218,6 +220,7 @@ class RunFollower:
             done=shown.pace.count if shown else 0,
             total=shown.total if shown else 0,
             unit=shown.unit if shown else "",
+            note=shown.note if shown else "",
             candidates=len(progress.candidates) if running else 0,
             trials_done=sum(progress.spent(sort).trials for sort in (False, True))
             if running
@@ -238,7 +241,7 @@ class RunFollower:
             failures=progress.failures,
             last_failure=progress.last_failure,
             broken_lines=progress.broken + self._lines.too_long,
-            resume=resume_command(self.info, self.path),
+            resume=resume_command(self.info, self.path, self._saved.dataset),
         )
 
     def _state(self, held: float | None) -> State:
@@ -257,19 +260,18 @@ class RunFollower:
 
     def _trials_left_of(self, held_out: bool) -> float | None:
         """Those of one sort of passages: passages left times what one took so far."""
-        progress = self._progress
-        tried, written = (_HELD_OUT, "write held-out") if held_out else (("try",), "write")
-        if progress.done.intersection(tried):
+        progress, stage = self._progress, _TRIED[held_out]
+        if stage in progress.done:
             return 0.0
-        totals = [progress.totals.get(stage, 0.0) for stage in (*tried, written)]
-        total = max(totals) or ((self._saved.held_out or 0) if held_out else 0)
+        planned = (self._saved.held_out if held_out else progress.totals.get("write")) or 0
+        total = progress.totals.get(stage, planned)
         spent = progress.spent(held_out)
         each = spent.per_passage or progress.before[held_out].per_passage
         if not total or each is None:
             return None
-        going_on = [progress.open.get(f"round {progress.round}: {stage}") for stage in tried]
-        done = max((stage.pace.count for stage in going_on if stage), default=0.0)
-        return max(0.0, total - max(done, spent.passages)) * each
+        going_on = progress.open.get(f"round {progress.round}: {stage}")
+        done = max(going_on.pace.count if going_on else 0, spent.passages)
+        return max(0.0, total - done) * each
 
     def _seconds_left(
         self, part: str, stage: OpenStage | None, stage_left: float | None, now: float
@@ -285,26 +287,18 @@ class RunFollower:
         seconds = sum(usual[one] for one in ahead)
         if stage is None:
             return seconds
-        here = [] if stage_left is None else [stage_left]
-        if part == "write held-out" or not here:  # its own pace does not tell all
-            name = "held-out" if part.endswith("held-out") else part
-            if name not in usual:
-                return None
-            here.append(max(0.0, usual[name] - (now - stage.pace.start)))
-        return seconds + max(here)
+        if stage_left is None and part in usual:
+            stage_left = max(0.0, usual[part] - (now - stage.pace.start))
+        return None if stage_left is None else seconds + stage_left
 
     def _stages_ahead(self, part: str) -> tuple[str, ...]:
         """Stages of the round after the one that goes on."""
         if self._progress.round_done:
             return ()
         own = STAGES if self._progress.round else STAGES[-1:]
-        running = "held-out" if part.endswith("held-out") else part
-        if running in own:
-            return own[own.index(running) + 1 :]
-        done = self._progress.done
-        if done.intersection(_HELD_OUT):
-            return ()
-        return tuple(stage for stage in own if stage not in done)
+        if part in own:
+            return own[own.index(part) + 1 :]
+        return tuple(stage for stage in own if stage not in self._progress.done)
 
 
 def run_status(path: Path) -> RunStatus:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import numpy as np
 
@@ -30,12 +29,6 @@ from aios.core.seal.reliability import report as measure_reliability
 DASH = "–"
 
 _SAME = 1e-6
-_ESTIMATED = {
-    "seconds": "Time",
-    "trials": "Trials",
-    "tokens": "Tokens written",
-    "train_tokens": "Tokens trained on in trials",
-}
 
 
 def tables(
@@ -63,7 +56,7 @@ def tables(
         "diversity": _diversity(rounds),
         "learning": _learning(rounds),
         "cost": _cost(state),
-        "estimate": _estimate(state, estimate),
+        "estimate": _estimate(estimate),
     }
 
 
@@ -302,34 +295,38 @@ def _cost(state: ReSTEMState) -> Table | None:
     return Table("Cost by round", columns, rows, marked=frozenset({len(rows) - 1}))
 
 
-def _estimate(state: ReSTEMState, estimate: object) -> Table | None:
-    if not isinstance(estimate, Mapping):
+def _estimate(estimate: object) -> Table | None:
+    if not isinstance(estimate, Sequence) or isinstance(estimate, str):
         return None
-    actual = totals(state)
-    rows = []
-    for name, label in _ESTIMATED.items():
-        expected = _finite(estimate.get(name))
-        if expected is None:
-            continue
-
-        def words(value: Any, name: str = name) -> str:
-            number = _finite(value)
-            if number is None:
-                return DASH
-            return seconds_words(number) if name == "seconds" else f"{number:,.0f}"
-
-        ends = [words(estimate.get(f"{name}_{end}")) for end in ("low", "high")]
-        rows.append(
-            (
-                label,
-                words(expected),
-                DASH if ends == [DASH, DASH] else " to ".join(ends),
-                words(actual[name]),
-                f"{actual[name] / expected:.2f}" if expected > 0 else DASH,
-            )
-        )
+    rows = [row for one in estimate if (row := _estimate_row(one))]
     columns = ("Quantity", "Estimated", "Range", "Actual", "Actual / estimated")
     return Table("Estimate beside actual", columns, rows) if rows else None
+
+
+def _estimate_row(one: object) -> tuple[str, ...] | None:
+    """A row of a comparison as `core.restem_costs.Compared` has it; None if it is none."""
+    if not isinstance(one, Mapping) or not isinstance(one.get("estimated"), Mapping):
+        return None
+    low, middle, high = (_finite(one["estimated"].get(end)) for end in ("low", "middle", "high"))
+    actual = _finite(one.get("actual"))
+    if middle is None or actual is None:
+        return None
+    is_time = one.get("unit") == "s"
+
+    def words(value: float | None) -> str:
+        if value is None:
+            return DASH
+        return seconds_words(value) if is_time else f"{value:,.0f}"
+
+    name = str(one.get("name"))
+    label = f"time: {STAGES.get(name, name)}" if is_time else name
+    return (
+        label,
+        words(middle),
+        DASH if low is None or high is None else f"{words(low)} to {words(high)}",
+        words(actual),
+        f"{actual / middle:.2f}" if middle > 0 else DASH,
+    )
 
 
 def _finite(value: object) -> float | None:

@@ -76,7 +76,7 @@ def status_lines(status: RunStatus, now: datetime, *, blocks: bool) -> list[str]
 
 
 def stage_text(status: RunStatus) -> str:
-    """Where it stands in one line: round, stage, count, rate, time left."""
+    """Where it stands in one line: round, stage, count, rate, time left, note."""
     parts = []
     if status.round is not None:
         of = f" of {status.rounds}" if status.rounds is not None and status.round else ""
@@ -91,6 +91,8 @@ def stage_text(status: RunStatus) -> str:
         facts.append(f"{_rate(status.rate)} {status.unit or 'units'}/min")
     if status.eta_stage is not None:
         facts.append(f"{format_duration(status.eta_stage)} left")
+    if status.note:
+        facts.append(status.note)
     head = ", ".join(parts)
     return f"{head}: {', '.join(facts)}" if head and facts else head or ", ".join(facts)
 

@@ -60,8 +60,8 @@ class TriedPassage:
     Attributes:
         passage_id: The passage.
         candidates: Those that were tried, failed ones among them, in the order of their index.
-        asked: Candidates that were asked for; those that the quality filter left nothing of, or
-            that could not be written, make the difference.
+        asked: Candidates that were asked for and could be written; those that the quality filter
+            left nothing of make the difference.
         trials: Trials spent, those of the baseline and failed ones included.
         failed_trials: Of these, those without a number.
         before: The quantity (loss, …) of the untrained model.
@@ -173,7 +173,7 @@ class RoundReport:
         held_out: The round's generator on held-out passages; None without any.
         seconds: By stage: ``propose``, ``try``, ``fit``, ``held-out``.
         tokens: Tokens written by the generator.
-        train_tokens: Tokens that trials were trained on.
+        train_tokens: Tokens that the trials of candidates were trained on.
     """
 
     number: int
@@ -249,8 +249,13 @@ class ReSTEMState:
         """
         try:
             rounds = tuple(round_from_json(report) for report in record["rounds"])
-            return cls(rounds, dict(record["shares"]), int(record["best"]), str(record["stopped"]))
-        except (KeyError, TypeError, ValueError) as error:
+            best = int(record["best"])
+            if [report.number for report in rounds] != list(range(len(rounds))):
+                raise ValueError("its rounds are not numbered through from 0")
+            if not 0 <= best < max(1, len(rounds)):
+                raise ValueError(f"there is no round {best}, which is to be the best")
+            return cls(rounds, dict(record["shares"]), best, str(record["stopped"]))
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise StorageError(
                 f"the run's state is of another form: {error}", "start a new run"
             ) from error
@@ -267,8 +272,14 @@ def round_from_json(record: Mapping[str, Any]) -> RoundReport:
 
 
 def tried_to_json(passage: TriedPassage) -> dict[str, Any]:
-    """A tried passage as a JSON object: a line of ``candidates.jsonl``."""
-    return asdict(passage)
+    """A tried passage as a JSON object: a line of ``candidates.jsonl``.
+
+    The losses of a completion's lines are left out, as in all files.
+    """
+    record = asdict(passage)
+    for one in record["candidates"]:
+        one["edit"]["line_losses"] = ()
+    return record
 
 
 def tried_from_json(record: Mapping[str, Any]) -> TriedPassage:

@@ -171,7 +171,7 @@ class Compared:
     """An estimated figure beside the actual one.
 
     Attributes:
-        name: A stage, ``all``, or what is counted (``trials``, …).
+        name: A stage, ``all``, or what is counted: ``written``, ``fitted``, ``trials``.
         unit: ``s``, ``tokens`` or ``trials``.
         estimated: The estimate.
         actual: What it came to.
@@ -200,7 +200,8 @@ def compare_with_actual(
         reports: Its rounds, round 0 among them.
 
     Returns:
-        Time by stage and in all, then tokens and trials. The final expert is no part of it.
+        Time by stage and in all; then tokens and trials of the rounds, held-out passages left out
+        as in the reports. The final expert is no part of it.
     """
     rounds = sum(report.number > 0 for report in reports)
     nothing = Span.exactly(0.0)
@@ -211,16 +212,16 @@ def compare_with_actual(
     }
     rows = [Compared(name, "s", cost.seconds, took[name]) for name, cost in again.stages.items()]
     rows.append(Compared("all", "s", again.seconds, math.fsum(took.values())))
-    low, middle, high = (
-        sum(workload.values(), Tokens())
-        for workload in (done.tokens("low"), done.tokens(), done.tokens("high"))
-    )
-    for name, kind, actual in (
-        ("tokens written", "written", sum(report.tokens for report in reports)),
-        ("tokens in trials", "trained", sum(report.train_tokens for report in reports)),
-    ):
-        span = Span(*(getattr(end, kind) for end in (low, middle, high)))
-        rows.append(Compared(name, "tokens", span, actual))
-    trials = sum(report.trials for report in reports)
-    rows.append(Compared("trials", "trials", Span.exactly(again.trials), trials))
+    written = Span(*(done.tokens(end)["propose"].written for end in ENDS))
+    fitted = Span(*(done.tokens(end)["fit"].fitted for end in ENDS))
+    rows += [
+        Compared("written", "tokens", written, sum(report.tokens for report in reports)),
+        Compared("fitted", "tokens", fitted, sum(r.sft.get("tokens", 0.0) for r in reports)),
+        Compared(
+            "trials",
+            "trials",
+            Span.exactly(done.trials_in_rounds),
+            sum(report.trials for report in reports),
+        ),
+    ]
     return tuple(row for row in rows if row.estimated.high or row.actual)

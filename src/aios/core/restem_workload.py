@@ -176,11 +176,17 @@ class Workload:
         return self.rounds * self.passages, (self.rounds + 1) * self.held_out
 
     @property
-    def trials(self) -> int:
-        """Trials of the run, those of baselines included."""
+    def trials_in_rounds(self) -> int:
+        """Trials of the rounds' passages, those of baselines included."""
         tried = self.rounds * self.passages * self.trials_of(self.candidates)
-        tried += (self.rounds + 1) * self.held_out * self.trials_of(self.held_out_candidates)
-        return tried + sum(self.baselines) * self.baseline_repeats
+        return tried + self.baselines[0] * self.baseline_repeats
+
+    @property
+    def trials(self) -> int:
+        """Trials of the run, those of held-out passages included."""
+        visits = (self.rounds + 1) * self.held_out
+        tried = visits * self.trials_of(self.held_out_candidates)
+        return self.trials_in_rounds + tried + self.baselines[1] * self.baseline_repeats
 
     def trial_size(self, end: End = "middle") -> float:
         """Tokens that a candidate's trial trains on."""

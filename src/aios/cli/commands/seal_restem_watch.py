@@ -32,7 +32,7 @@ run_argument = click.argument("run", required=False)
 @click.command(
     "status",
     cls=Command,
-    short_help="Show how a run stands.",
+    short_help="Show how a run is doing.",
     examples=("aios seal restem status", "aios seal restem status RUN --watch"),
 )
 @run_argument
@@ -47,7 +47,7 @@ run_argument = click.argument("run", required=False)
 )
 @common_options
 def status(common: Common, run: str | None, watch: bool, interval: float) -> None:
-    """Show how a ReST-EM run stands, while it runs or afterwards.
+    """Show how a ReST-EM run is doing, while it runs or afterwards.
 
     RUN is a run's id or its directory; without it the newest. Shows round, stage, trials done and
     left, rate, time left, memory and failures; a line for each finished round; and how the
@@ -180,7 +180,7 @@ def _write_status(current: RunStatus) -> None:
 @click.command(
     "rewards",
     cls=Command,
-    short_help="Show what each candidate was worth.",
+    short_help="Show what each self-edit of a run earned.",
     examples=(
         "aios seal restem rewards --run-id RUN",
         "aios seal restem rewards --round 1 --best 5 --worst 5",
@@ -202,7 +202,7 @@ def rewards(
     best: int | None,
     worst: int | None,
 ) -> None:
-    """Show what each candidate of a run was worth.
+    """Show what each self-edit of a run earned.
 
     By round and passage: the strategy, the trials that gave a number, the mean improvement over
     the baseline with its standard error over these trials, whether it was rewarded, whether the
@@ -344,7 +344,7 @@ def _write_chosen(chosen: dict[str, list[CandidateRow]]) -> None:
 @click.command(
     "stop",
     cls=Command,
-    short_help="Ask a run to stop, its work kept.",
+    short_help="Ask a run to stop; it can be resumed.",
     examples=("aios seal restem stop", "aios seal restem stop RUN --wait"),
 )
 @run_argument

@@ -125,6 +125,9 @@ class RestemConfig(Section):
         le=1,
         description="Share of a round's trials that may fail before the run stops",
     )
+    estimate: bool = Field(
+        default=True, description="Time a probe before a run, and say what the run will take"
+    )
     executor: ExecutorKind = Field(
         default="serial",
         description="Where trials are run: in this process, in several, or on a Ray cluster",

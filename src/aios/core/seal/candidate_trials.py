@@ -111,8 +111,9 @@ class CandidateTrials:
     ) -> Iterator[TriedPassage]:
         """Tries the candidates of all passages, `settings.batch` passages at a time.
 
-        A batch is recorded as a whole. One that is run again after a kill consists of the same
-        trials in the same order, and so, in one process, comes to the same numbers.
+        A batch is recorded as a whole, with the trials of it that failed, unless too many have: it
+        is run again when the run goes on. One that is run again consists of the same trials in
+        the same order, and so, in one process, comes to the same numbers.
 
         Args:
             works: Passages and candidates; a passage is there once.
@@ -129,32 +130,33 @@ class CandidateTrials:
             RunInterrupted: `should_stop` said so; batches that are done are kept.
         """
         spent = failed = 0
+        measured = False  # whether any candidate has a number
         for start in range(0, len(works), self.settings.batch):
             members = works[start : start + self.settings.batch]
             key = f"{start}:{members[0].passage.id}"
             record = records.get(key)
             if record is None:
                 batch = TrialBatch(self, members, baselines)
-                tried = batch.run(emit, should_stop)
-                record = {
-                    "passages": [tried_to_json(passage) for passage in tried],
-                    "baselines": batch.new_baselines(),
-                }
-                if any(one.reward is not None for p in tried for one in p.candidates):
-                    records.append(key, record)
+                tried, trained = batch.run(emit, should_stop), batch.new_baselines()
             else:
-                tried = _decode(record, members)
-            for passage_id, answers in record["baselines"].items():
-                if baselines.get(passage_id) is None:  # a kill may have come between
-                    baselines.append(passage_id, answers)
-            yield from tried
+                tried, trained = _decode(record, members)
             spent += sum(passage.trials for passage in tried)
             failed += sum(passage.failed_trials for passage in tried)
-            self._refuse_too_many(failed, spent, tried)
+            measured = measured or any(one.reward for p in tried for one in p.candidates)
+            in_vain = not measured and start + len(members) == len(works)
+            if failed >= _JUDGED_FROM or in_vain:
+                self._refuse_too_many(failed, spent, tried)
+            if record is None:
+                passages = [tried_to_json(passage) for passage in tried]
+                records.append(key, {"passages": passages, "baselines": trained})
+            for passage_id, answers in trained.items():
+                if baselines.get(passage_id) != answers:  # a kill may have come between
+                    baselines.append(passage_id, answers)
+            yield from tried
 
     def _refuse_too_many(self, failed: int, spent: int, tried: Sequence[TriedPassage]) -> None:
         share = self.settings.max_failed_share
-        if failed < _JUDGED_FROM or failed <= share * spent:
+        if failed <= share * spent:
             return
         errors = [f.error for p in tried for one in p.candidates for f in one.failures]
         raise BackendError(
@@ -219,14 +221,17 @@ def decide(
     return judged, report(table)
 
 
-def _decode(record: Any, members: Sequence[Work]) -> list[TriedPassage]:
+def _decode(
+    record: Any, members: Sequence[Work]
+) -> tuple[list[TriedPassage], dict[str, dict[str, Any]]]:
+    """The passages of a batch, and the baselines that were trained in it."""
     try:
         tried = [tried_from_json(passage) for passage in record["passages"]]
-        dict(record["baselines"])
+        trained = {name: dict(answers) for name, answers in dict(record["baselines"]).items()}
     except (KeyError, TypeError, ValueError) as error:
         raise StorageError(
             f"the record of trials is of another form: {error}", "start a new run"
         ) from error
     if [t.passage_id for t in tried] != [w.passage.id for w in members]:
         raise StorageError("the record of trials is of other passages", "start a new run")
-    return tried
+    return tried, trained

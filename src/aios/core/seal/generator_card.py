@@ -19,9 +19,10 @@ from aios.core.errors import StorageError
 from aios.core.files import encode_json
 from aios.core.seal.prompt_templates import AUTO
 from aios.core.seal.prompts import PromptBuilder
-from aios.core.types import LoraRecipe, content_hash
+from aios.core.types import LoraRecipe, Passage, content_hash
 
 CARD_VERSION: Literal[1] = 1
+MOST_PASSAGE_IDS = 10_000
 
 
 def _printable(text: str) -> str:
@@ -100,6 +101,8 @@ class GeneratorCard:
         recipe: How the adapter was trained.
         created_at: ISO 8601 time.
         aios_version: Version of the program that made it.
+        passage_ids: `passage_hash` of the passages, of many the first `MOST_PASSAGE_IDS`: nobody
+            is to examine the generator on them unawares.
         version: Version of this record's form.
     """
 
@@ -118,6 +121,7 @@ class GeneratorCard:
     recipe: LoraRecipe
     created_at: _Text
     aios_version: _Text
+    passage_ids: Annotated[tuple[_Digest, ...], Field(max_length=MOST_PASSAGE_IDS)] = ()
     version: Literal[1] = CARD_VERSION
 
     @property
@@ -160,6 +164,11 @@ class GeneratorCard:
 @cache
 def _adapter() -> TypeAdapter[GeneratorCard]:
     return TypeAdapter(GeneratorCard)
+
+
+def passage_hash(passage: Passage) -> str:
+    """Hash of a passage's title and text, whatever id its file gives it."""
+    return content_hash("passage", passage.title, passage.text)
 
 
 def prompts_digest(prompts: PromptBuilder, strategies: Iterable[str]) -> str:

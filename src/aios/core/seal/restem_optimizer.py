@@ -268,7 +268,14 @@ class ReSTEMOptimizer:
         self, proposed: Proposed, number: int, store: RoundStore, held_out: bool = False
     ) -> list[TriedPassage]:
         """Runs the trials of all candidates."""
-        works = [Work(r.passage, r.kept, proposed.asked_of(r.passage.id)) for r in proposed.results]
+        works = [
+            Work(
+                r.passage,
+                tuple(edit for edit in r.kept if edit.text.strip()),
+                proposed.asked_of(r.passage.id) - proposed.unwritten(r),
+            )
+            for r in proposed.results
+        ]
         part = "held_out" if held_out else "candidates"
         stage = f"round {number}: " + ("held-out" if held_out else "try")
         tried: list[TriedPassage] = []
@@ -277,15 +284,18 @@ class ReSTEMOptimizer:
             store.records(f"rounds/{number}/{part}") as records,
             store.records("baselines") as baselines,
         ):
-            trials = 0
+            before = trials = 0.0  # of the executor's calls before this one; and with this one's
 
             def progress(event: Event) -> None:
                 """A trial's progress is the round's; all else is passed on."""
-                nonlocal trials
+                nonlocal before, trials
                 if isinstance(event, StageProgress):
-                    trials += event.stage == TRIALS
-                    done(len(tried), f"{trials} trials")
-                elif not isinstance(event, StageStarted | StageFinished):
+                    if event.stage == TRIALS:
+                        trials = before + event.done
+                    done(len(tried), f"{trials:.0f} trials")
+                elif isinstance(event, StageStarted):
+                    before = trials
+                elif not isinstance(event, StageFinished):
                     self.emit(event)
 
             for passage in self.trials.run(

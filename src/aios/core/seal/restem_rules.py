@@ -49,10 +49,13 @@ class ReSTEMSettings:
 
 def best_round(state: ReSTEMState) -> int:
     """The round whose generator is best on held-out passages; the last where there are none."""
-    examined = [report for report in state.rounds if report.held_out is not None]
-    if not examined:
+    means = {
+        report.number: report.held_out.mean
+        for report in state.rounds
+        if report.held_out is not None and report.held_out.passages  # else all of it has failed
+    }
+    if not means:
         return state.rounds[-1].number
-    means = {r.number: r.held_out.mean for r in examined if r.held_out is not None}
     return max(means, key=lambda number: (means[number], -number))
 
 

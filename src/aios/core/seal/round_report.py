@@ -40,6 +40,13 @@ class Proposed:
         """Candidates asked for of a passage."""
         return sum(self.plan[passage_id].values())
 
+    def unwritten(self, result: PassageEdits) -> int:
+        """Candidates of a passage that could not be written, or not be read."""
+        if result.failure is None:
+            return 0
+        there = {edit.index for edit in result.kept} | {drop.index for drop in result.drops}
+        return self.asked_of(result.passage.id) - len(there)
+
 
 @dataclass(frozen=True, slots=True)
 class Measured:
@@ -62,11 +69,7 @@ def round_report(measured: Measured) -> RoundReport:
     candidates = [one for passage in measured.tried for one in passage.candidates]
     able = [one for one in candidates if one.reward is not None]
     results = measured.proposed.results
-    unwritten = sum(
-        measured.proposed.asked_of(r.passage.id) - r.cached - r.generated
-        for r in results
-        if r.failure is not None
-    )
+    unwritten = sum(measured.proposed.unwritten(result) for result in results)
     asked = sum(measured.proposed.asked.values())
     reliability = measured.reliability
     return RoundReport(

@@ -13,7 +13,8 @@ from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 from aios.core.data.probes import Probe, make_probes
-from aios.core.errors import StorageError
+from aios.core.errors import BackendError, StorageError
+from aios.core.events import WorkFailed
 from aios.core.protocols import Emit, ShouldStop
 from aios.core.restem import Tried, TriedPassage
 from aios.core.seal.racing import race
@@ -83,16 +84,12 @@ class TrialBatch:
         self._rewards: dict[str, Reward] = {}
         self._right: dict[str, float] = {}
         self._failures: dict[str, Failure] = {}
-        self._tokens: dict[str, int] = {}  # by candidate
+        self._tokens: dict[str, int] = {}
 
     def run(self, emit: Emit, should_stop: ShouldStop) -> list[TriedPassage]:
         """Untrained model, baselines, race; see `CandidateTrials.run`."""
         for passage_id, questions in self._questions.items():
-            self._untrained[passage_id] = self._executor.baseline(
-                questions,
-                write_answers=self._template.write_answers,
-                max_answer_tokens=self._template.max_answer_tokens,
-            )
+            self._untrained[passage_id] = self._ask_untrained(passage_id, questions)
         self._run_baselines(emit, should_stop)
         able = [w for w in self._works if self._baselines[w.passage.id]]
         results = race(
@@ -107,8 +104,26 @@ class TrialBatch:
         found = {result.passage_id: result for result in results}
         return [self._tried(work, found.get(work.passage.id)) for work in self._works]
 
+    def _ask_untrained(self, passage_id: str, questions: Sequence[Probe]) -> Answers:
+        try:
+            return self._executor.baseline(
+                questions,
+                write_answers=self._template.write_answers,
+                max_answer_tokens=self._template.max_answer_tokens,
+            )
+        except BackendError as error:
+            raise BackendError(
+                f"the questions about passage {passage_id} cannot be put to the model: "
+                f"{error.message}",
+                error.remedy or "leave the passage out, or change its questions",
+                retryable=error.retryable,
+            ) from error
+
     def _run_baselines(self, emit: Emit, should_stop: ShouldStop) -> None:
-        """Trains on each passage alone, once a repeat; under ``base`` nothing is trained."""
+        """Trains on each passage alone, once a repeat; under ``base`` nothing is trained.
+
+        Nor is it on a passage without a self-edit, which nothing is compared with.
+        """
         repeats = range(self._settings.repeats)
         if self._settings.baseline == "base":
             for passage_id, answers in self._untrained.items():
@@ -121,17 +136,23 @@ class TrialBatch:
             self._baseline_failures[passage_id] = []
             examples = tuple(passage_examples([work.passage]))
             alone = self._budgeted(passage_id, _BASELINE, examples)
-            for repeat in set(repeats) - self._baselines[passage_id].keys():
+            known = self._baselines[passage_id]
+            for repeat in [r for r in repeats if work.edits and r not in known]:
                 job = alone.job(repeat, self._template)
                 jobs[job.id] = (passage_id, repeat, job)
         wanted = [job for _, _, job in jobs.values()]
         self._baseline_trials = Counter(passage_id for passage_id, _, _ in jobs.values())
-        for outcome in self._executor.run(wanted, emit=emit, should_stop=should_stop):
-            passage_id, repeat, _ = jobs[outcome.job_id]
-            if outcome.failure is None:
+        stream = self._executor.run(wanted, emit=emit, should_stop=should_stop) if wanted else ()
+        found = {outcome.job_id: outcome for outcome in stream}
+        for job_id, (passage_id, repeat, job) in jobs.items():  # whichever was ready first
+            outcome = found[job_id]
+            judged = reward_of_outcome(self._reward, outcome, job.questions, None, 0.0)
+            if isinstance(judged, Reward):
                 self._baselines[passage_id][repeat] = outcome.answers
-            else:
-                self._baseline_failures[passage_id].append(outcome.failure)
+                continue
+            self._baseline_failures[passage_id].append(judged)
+            if outcome.failure is None:  # nobody has told of it
+                emit(WorkFailed(judged.boundary, judged.subject, judged.error, judged.retryable))
 
     def new_baselines(self) -> dict[str, Any]:
         """The baselines that this batch has trained, by passage, as JSON values."""
@@ -141,6 +162,7 @@ class TrialBatch:
                 for repeat, answers in self._baselines[passage_id].items()
             }
             for passage_id in self._baseline_trials
+            if self._baselines[passage_id]
         }
 
     def _candidate(self, work: Work, edit: SelfEdit) -> Candidate:
@@ -163,7 +185,7 @@ class TrialBatch:
         """A trial's improvement over the baseline with its seed; NaN where it cannot be judged."""
         candidate, _, repeat = job.id.rpartition("/repeat-")
         baselines = self._baselines[candidate.rpartition("#")[0]]
-        before = baselines.get(int(repeat)) or next(iter(baselines.values()))  # of a new try
+        before = baselines.get(int(repeat)) or baselines[min(baselines)]  # of a new try
         earned = reward_of_outcome(self._reward, outcome, job.questions, before, None)
         if isinstance(earned, Failure):
             self._failures[job.id] = earned
@@ -171,7 +193,7 @@ class TrialBatch:
         self._rewards[job.id] = earned
         self._right[job.id] = _share_right(outcome.answers)
         if outcome.metrics is not None:
-            self._tokens[candidate] = outcome.metrics.tokens
+            self._tokens[job.id] = outcome.metrics.tokens
         return earned.value
 
     def _tried(self, work: Work, result: PassageResult | None) -> TriedPassage:
@@ -212,7 +234,7 @@ class TrialBatch:
             self._reward.combine([self._rewards[job] for job in jobs], None),
             improvements=standing.values,
             accuracy_gain=fmean(self._right[job] for job in jobs) - right_before,
-            train_tokens=self._tokens.get(name, 0),
+            train_tokens=round(fmean(self._tokens.get(job, 0) for job in jobs)),
             failures=failures,
         )
 

@@ -1,0 +1,206 @@
+"""The examination of two generators: both write, then all that they wrote is tried.
+
+Takes the passages of a comparison and the generators' folders; gives what each came to, once a
+seed. What is written and tried is in the run's journals as soon as it is done.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from aios.app.composition import Run, build_generator
+from aios.app.generators import writing_model
+from aios.app.restem_compare_results import SIDES, Examined, Side, decide_together, examined
+from aios.app.restem_rounds import RecordedRounds, RunFacts
+from aios.app.restem_settings import reward_function, settings_of
+from aios.core.config.recipes import ResolvedRecipe
+from aios.core.config.schemas import Config
+from aios.core.events import Event, StageFinished, StageProgress, StageStarted
+from aios.core.files import atomic_write_bytes, encode_json
+from aios.core.protocols import Emit, Executor, LanguageModel, ShouldStop
+from aios.core.restem import TriedPassage, tried_to_json
+from aios.core.seal.candidate_trials import CandidateTrials
+from aios.core.seal.format_choice import deal, even_shares
+from aios.core.seal.restem_rules import ReSTEMSettings
+from aios.core.seal.round_report import Proposed
+from aios.core.seal.test_time_training import TTTTrainer
+from aios.core.seal.trial_batch import Work
+from aios.core.seeds import derive
+from aios.core.types import Passage
+
+KIND = "restem-compare"
+
+
+@dataclass(frozen=True, slots=True)
+class ComparisonJob:
+    """What every step of a comparison needs.
+
+    Attributes:
+        config: The resolved config; `restem.arms` are names.
+        run: The run.
+        model: The base model.
+        recipe: How trials are trained.
+        passages: The passages, with questions.
+        facts: What the run is on.
+        seeds: How often each generator writes for each passage.
+    """
+
+    config: Config
+    run: Run
+    model: LanguageModel
+    recipe: ResolvedRecipe
+    passages: tuple[Passage, ...]
+    facts: RunFacts
+    seeds: int
+
+    def settings(self, number: int) -> ReSTEMSettings:
+        """How candidates are tried for the `number`-th time; the seed is both generators'."""
+        settings = settings_of(self.config)
+        seed = derive(self.config.seed, KIND, number)
+        return replace(settings, seed=seed, trials=replace(settings.trials, seed=seed))
+
+
+class Examination:
+    """Has generators write, and tries what they wrote.
+
+    Args:
+        job: The comparison.
+        executor: Runs the trials.
+        emit: Told of progress.
+        should_stop: Asked between passages and during trials.
+    """
+
+    def __init__(
+        self, job: ComparisonJob, executor: Executor, emit: Emit, should_stop: ShouldStop
+    ) -> None:
+        self._job, self._executor = job, executor
+        self._emit, self._should_stop = emit, should_stop
+        self._shares = even_shares(job.config.restem.arms)
+
+    def write(self, side: Side, folder: Path | None) -> list[Proposed]:
+        """What a generator writes, once a seed; all strategies have an equal share.
+
+        Completions are neither taken from the cache nor put there: the time that they take is
+        part of what is compared.
+
+        Args:
+            side: Which generator.
+            folder: Its folder; None for the base model.
+
+        Raises:
+            UsageError: The run's journal is of another generator.
+            AdapterMismatchError: It is of another base model.
+            BackendError: The backend is dead; what is done is kept.
+            RunInterrupted: `should_stop` said so; what is done is kept.
+        """
+        job = self._job
+        arms = job.config.restem.arms
+        seal = job.config.seal.model_copy(update={"generator": folder})
+        config = job.config.model_copy(update={"seal": seal})
+        mix = ",".join(f"{arm}:1" for arm in arms)
+        recipe = replace(job.recipe, strategy=mix, num_edits_per_passage=len(arms))
+        generator = build_generator(config, job.model, recipe, cache=None, emit=self._emit)
+        strategies = {part.strategy.name: part.strategy for part in generator.parts}
+        count, ids = config.restem.held_out_candidates, [p.id for p in job.passages]
+        written = []
+        with writing_model(config, job.model, emit=self._emit) as policy:
+            for number in range(job.seeds):
+                seed = job.settings(number).seed
+                plan = deal(self._shares, ids, count, seed)
+                writer = generator.with_plan(policy, seed, strategies, plan)
+                edits = self._store(number).write(writer, job.passages, _place(number, side))
+                results = []
+                with self._stage(f"{_stage(job, number)}{side} writes") as done:
+                    for result in edits:
+                        results.append(result)
+                        done(len(results), "")
+                written.append(Proposed(tuple(results), plan))
+        return written
+
+    def try_all(self, written: Mapping[Side, Sequence[Proposed]]) -> dict[Side, list[Examined]]:
+        """Tries what both have written, and keeps the candidates in the run's directory.
+
+        Raises:
+            BackendError: Too many trials failed, or nothing more can be run.
+            RunInterrupted: `should_stop` said so; what is done is kept.
+        """
+        job = self._job
+        passages = {passage.id: passage for passage in job.passages}
+        reward, threshold = reward_function(job.config), job.config.restem.threshold
+        found: dict[Side, list[Examined]] = {side: [] for side in SIDES}
+        for number in range(job.seeds):
+            first, second = (self._try(side, written[side][number], number) for side in SIDES)
+            *judged, reliability = decide_together(first, second, reward, threshold)
+            for side, tried in zip(SIDES, judged, strict=True):
+                lines = [encode_json(tried_to_json(passage)) + b"\n" for passage in tried]
+                place = job.run.directory.path / f"{_place(number, side)}.jsonl"
+                atomic_write_bytes(place, b"".join(lines))
+                proposed = written[side][number]
+                found[side].append(examined(proposed, tried, reliability, passages, self._shares))
+        return found
+
+    def _try(self, side: Side, proposed: Proposed, number: int) -> list[TriedPassage]:
+        """Runs the trials of what a generator wrote with a seed."""
+        job, store = self._job, self._store(number)
+        trials = CandidateTrials(
+            self._executor,
+            TTTTrainer(
+                recipe=replace(job.recipe.lora, dropout=0.0),
+                passage_copies=job.recipe.passage_copies,
+                loss_on=job.recipe.loss_on,
+                seed=job.config.seed,
+            ),
+            reward_function(job.config),
+            job.model.count_tokens,
+            job.settings(number).trials,
+        )
+        works = [Work(r.passage, r.kept, proposed.asked_of(r.passage.id)) for r in proposed.results]
+        tried: list[TriedPassage] = []
+        with (
+            self._stage(f"{_stage(job, number)}{side} is tried") as done,
+            store.records(_place(number, side)) as records,
+            store.records(_place(number, "alone")) as baselines,
+        ):
+
+            def progress(event: Event) -> None:
+                """A trial's progress is the stage's; all else is passed on."""
+                if isinstance(event, StageProgress):
+                    done(len(tried), "")
+                elif not isinstance(event, StageStarted | StageFinished):
+                    self._emit(event)
+
+            for passage in trials.run(
+                works, records, baselines, emit=progress, should_stop=self._should_stop
+            ):
+                tried.append(passage)
+                done(len(tried), "")
+        return tried
+
+    def _store(self, number: int) -> RecordedRounds:
+        """The run's directory as a store of journals."""
+        job = self._job
+        settings = job.settings(number)
+        return RecordedRounds(
+            job.config, job.run, job.model, settings, job.facts, self._should_stop
+        )
+
+    @contextmanager
+    def _stage(self, name: str) -> Iterator[Callable[[int, str], None]]:
+        """Shows a stage over the passages while a block runs."""
+        began = time.monotonic()
+        self._emit(StageStarted(name, len(self._job.passages), "passages"))
+        yield lambda count, note: self._emit(StageProgress(name, count, note))
+        self._emit(StageFinished(name, time.monotonic() - began))
+
+
+def _place(number: int, part: str) -> str:
+    return f"seed-{number}/{part}"
+
+
+def _stage(job: ComparisonJob, number: int) -> str:
+    """What begins the name of a stage."""
+    return f"seed {number + 1} of {job.seeds}: " if job.seeds > 1 else ""
