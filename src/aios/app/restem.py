@@ -159,7 +159,7 @@ class _Job:
 
     def rounds(self, should_stop: ShouldStop) -> RecordedRounds:
         """The run's directory as a store."""
-        settings = settings_of(self.config)
+        settings = settings_of(self.config, self.recipe)
         return RecordedRounds(self.config, self.run, self.model, settings, self.facts, should_stop)
 
 
@@ -252,7 +252,7 @@ def _optimize(job: _Job, should_stop: ShouldStop) -> ReSTEMState:
     arms = arms_of(config, job.recipe)
     mix = ",".join(f"{arm}:1" for arm in arms)
     writing = replace(job.recipe, strategy=mix, num_edits_per_passage=len(arms))
-    settings = settings_of(config)
+    settings = settings_of(config, job.recipe)
     with (
         watched(config, run, KIND, should_stop) as watch,
         cache_in_use(config, watch.emit) as cache,

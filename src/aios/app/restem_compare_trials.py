@@ -158,7 +158,15 @@ class Examination:
             job.model.count_tokens,
             job.settings(number).trials,
         )
-        works = [Work(r.passage, r.kept, proposed.asked_of(r.passage.id)) for r in proposed.results]
+        works = [
+            Work(
+                result.passage,
+                tuple(edit for edit in result.kept if edit.text.strip()),
+                proposed.asked_of(result.passage.id),
+                proposed.unwritten(result),
+            )
+            for result in proposed.results
+        ]
         tried: list[TriedPassage] = []
         with (
             self._stage(f"{_stage(job, number)}{side} is tried") as done,

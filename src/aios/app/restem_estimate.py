@@ -259,7 +259,7 @@ def _reckoned(config: Config, recipe: ResolvedRecipe, gpu: GPU, shape: ModelShap
         gpu,
         shape,
         rank=recipe.lora.rank,
-        sft_rank=config.restem.sft_rank,
+        sft_rank=recipe.generator.rank,
         width=config.seal.batch_size * config.seal.restem_candidates_per_passage,
     )
 

@@ -220,7 +220,7 @@ def _time_fits(
             "see what is written by: aios seal preview",
         )
     recipe = replace(
-        settings_of(config).recipe,
+        settings_of(config, recipe_for(config, model)).recipe,
         epochs=1,
         batch_size=len(examples),
         max_seq_len=model.context_length,

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from aios.app.composition import build_prompts
-from aios.core.config.recipes import ResolvedRecipe
+from aios.core.config.recipes import ResolvedRecipe, resolve_recipe
 from aios.core.config.restem_schema import RewardKind
 from aios.core.config.schemas import Config
 from aios.core.errors import UsageError
 from aios.core.seal.candidate_trials import TrialSettings
-from aios.core.seal.prompt_templates import AUTO
 from aios.core.seal.restem_rules import ReSTEMSettings
 from aios.core.seal.reward import (
     AccuracyReward,
@@ -33,7 +32,7 @@ def arms_of(config: Config, recipe: ResolvedRecipe) -> tuple[str, ...]:
     Raises:
         UsageError: A strategy is not known, or nothing can be learned under any of them.
     """
-    arms = recipe.restem_arms if config.restem.arms == (AUTO,) else config.restem.arms
+    arms = recipe.generator.arms
     prompts = build_prompts(config)
     if not any(get_strategy(name, prompts).learnable for name in arms):
         raise UsageError(
@@ -50,13 +49,31 @@ def reward_function(config: Config) -> RewardFunction:
     return _REWARDS[config.restem.reward](max_answer_tokens=answers)
 
 
-def settings_of(config: Config) -> ReSTEMSettings:
+def sft_recipe(config: Config, recipe: ResolvedRecipe) -> LoraRecipe:
+    """How a generator is trained."""
+    generator = recipe.generator
+    return LoraRecipe(
+        rank=generator.rank,
+        alpha=generator.alpha,
+        learning_rate=generator.learning_rate,
+        epochs=generator.epochs,
+        batch_size=generator.batch_size,
+        max_seq_len=config.restem.sft_max_seq_len,
+    )
+
+
+def settings_of(config: Config, recipe: ResolvedRecipe | None = None) -> ReSTEMSettings:
     """How rounds are run.
+
+    Args:
+        config: The resolved config.
+        recipe: The recipe in force; by default that of the model that the config names.
 
     Raises:
         UsageError: ``auto`` has no noise to go by: nothing is repeated.
     """
     restem = config.restem
+    recipe = recipe or resolve_recipe(config, config.model.name)
     return ReSTEMSettings(
         trials=TrialSettings(
             baseline=restem.baseline,
@@ -75,14 +92,7 @@ def settings_of(config: Config) -> ReSTEMSettings:
         learn_format=restem.learn_format,
         floor=restem.floor,
         init=restem.init,
-        recipe=LoraRecipe(
-            rank=restem.sft_rank,
-            alpha=restem.sft_alpha,
-            learning_rate=restem.sft_learning_rate,
-            epochs=restem.sft_epochs,
-            batch_size=restem.sft_batch_size,
-            max_seq_len=restem.sft_max_seq_len,
-        ),
+        recipe=sft_recipe(config, recipe),
         held_out_candidates=restem.held_out_candidates,
         patience=restem.patience,
         seed=derive(config.seed, "restem"),

@@ -133,7 +133,7 @@ def workload_of(
         questions=data.questions,
         question_tokens=data.question_tokens,
         kept=_kept(config),
-        sft_epochs=settings.sft_epochs,
+        sft_epochs=recipe.generator.epochs,
     )
     return _with_expert(work, recipe) if expert else work
 

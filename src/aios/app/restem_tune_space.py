@@ -19,6 +19,7 @@ from typing import Any, Literal, TypeAlias
 from aios.core.config.recipe_schemas import DEFAULT_RECIPE
 from aios.core.config.recipes import ResolvedRecipe
 from aios.core.config.restem_schema import RewardKind
+from aios.core.config.recipes import resolve_recipe
 from aios.core.config.schemas import Config
 from aios.core.errors import UsageError
 
@@ -135,7 +136,7 @@ def with_parameters(config: Config, parameters: Parameters) -> Config:
 
 def settings_of_parameters(config: Config, parameters: Parameters) -> dict[str, Any]:
     """What parameters are as config keys, dotted."""
-    restem, found = config.restem, dict[str, Any]()
+    found: dict[str, Any] = {}
     if RATE in parameters:
         found["restem.sft_learning_rate"] = parameters[RATE]
     if THRESHOLD in parameters:
@@ -143,7 +144,8 @@ def settings_of_parameters(config: Config, parameters: Parameters) -> dict[str, 
     if RANK in parameters:
         rank = int(parameters[RANK])
         found["restem.sft_rank"] = rank
-        found["restem.sft_alpha"] = max(1, round(rank * restem.sft_alpha / restem.sft_rank))
+        usual = resolve_recipe(config, config.model.name).generator
+        found["restem.sft_alpha"] = max(1, round(rank * usual.alpha / usual.rank))
     if EPOCHS in parameters:
         found["restem.trial_tokens"] = None
         found["training.epochs"] = parameters[EPOCHS]

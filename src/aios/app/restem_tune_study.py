@@ -310,7 +310,7 @@ def _number(trial: FrozenTrial) -> int:
 
 
 def _parameters(trial: FrozenTrial) -> dict[str, Any]:
-    """Its parameters; of one that waits, or was killed at its very beginning, those it will have."""
+    """Its parameters; of one that waits or was killed at its beginning, those that it will have."""
     fixed = trial.system_attrs.get("fixed_params")
     return dict(fixed if isinstance(fixed, dict) else trial.params)
 

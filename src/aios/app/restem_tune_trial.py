@@ -22,30 +22,23 @@ from __future__ import annotations
 import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean
 
-from aios.app.composition import recipe_for
-from aios.app.restem import KIND, RestemData, executor_of, optimize
-from aios.app.restem_records import RoundRewards, read_rewards
-from aios.app.restem_settings import reward_function, settings_of
+from aios.app.restem import KIND, RestemData, optimize
+from aios.app.restem_records import read_rewards
 from aios.app.restem_tune_pruning import HeldOutWatch
 from aios.app.restem_tune_space import EPOCHS, Parameters, with_parameters
 from aios.app.restem_tune_study import TrialRecord
+from aios.app.restem_tune_yardstick import Yardstick
 from aios.core.config.loader import dump
 from aios.core.config.schemas import Config
 from aios.core.errors import BackendError, RunInterrupted
 from aios.core.events import Event, Notice, RunFinished, RunStarted
 from aios.core.files import atomic_write_bytes, guarded, read_bytes
 from aios.core.protocols import Emit, LanguageModel, ShouldStop
-from aios.core.restem import HeldOut, ReSTEMState
-from aios.core.seal.candidate_trials import CandidateTrials, decide
-from aios.core.seal.round_report import held_out_of
-from aios.core.seal.test_time_training import TTTTrainer
-from aios.core.seal.trial_batch import Work
-from aios.core.types import content_hash
-from aios.storage.journal import Journal
+from aios.core.restem import TriedPassage
 from aios.storage.runs import RunDirectory
 
 RUNS = "runs"
@@ -79,6 +72,13 @@ class TuneJob:
     data: RestemData
     emit: Emit
     should_stop: ShouldStop
+
+    @property
+    def yardstick(self) -> Yardstick:
+        """What generators are measured by."""
+        return Yardstick(
+            self.config, self.model, self.data, emit=self.emit, should_stop=self.should_stop
+        )
 
     def path_of(self, name: str | int) -> Path:
         """The run directory of a trial, by its number, or of another run."""
@@ -215,17 +215,19 @@ def _run(
         should_stop=lambda: watch.worse or job.should_stop(),
         model=job.model,
     )
-    if watch.worse:
+    state, yardstick = report.state, job.yardstick
+    if watch.worse and not yardstick.is_that_of(config):  # else all is known, and costs nothing
         return None
-    rounds = tuple(dict(r.held_out.passages) for r in report.state.rounds[1:] if r.held_out)
-    yardstick = _Yardstick(job, path, config, report.state)
-    found = yardstick.measure(report.state.rounds[-1].number)
+    found = yardstick.measure(path, config, state, state.rounds[-1].number)
     if not found:
         raise BackendError(
             "no held-out passage has a number: all trials of their self-edits failed",
             "see the events of the run",
         )
-    return Ran(found, rounds, yardstick.measure(0) if untrained is None else untrained)
+    rounds = tuple(dict(r.held_out.passages) for r in state.rounds[1:] if r.held_out is not None)
+    if untrained is None:
+        untrained = yardstick.measure(path, config, state, 0)
+    return Ran(found, rounds, untrained)
 
 
 def _listening(show: Emit, watch: HeldOutWatch) -> Emit:
@@ -266,7 +268,7 @@ def _shares(record: TrialRecord) -> bool:
     return record.state in ("complete", "pruned")
 
 
-def _first_passages(path: Path) -> Iterator[Any]:
+def _first_passages(path: Path) -> Iterator[TriedPassage]:
     """What stands in the journals that are shared."""
     for found in read_rewards(path):
         if found.number == 0:

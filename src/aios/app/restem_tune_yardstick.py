@@ -7,6 +7,7 @@ these trials its own numbers are taken; else the self-edits are tried once more.
 
 from __future__ import annotations
 
+import time
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -62,7 +63,9 @@ class Yardstick:
             recipe_for(config, self.model)
         )
 
-    def measure(self, path: Path, config: Config, state: ReSTEMState, number: int) -> dict[str, float]:
+    def measure(
+        self, path: Path, config: Config, state: ReSTEMState, number: int
+    ) -> dict[str, float]:
         """What a round's generator is worth, by held-out passage.
 
         Args:
@@ -90,10 +93,11 @@ class Yardstick:
         reward = reward_function(self.config)
         stage = "examine with the config's own trials"
         self.emit(StageStarted(stage, len(works), "passages"))
-        tried = []
-        with executor_of(self.config, self.model) as executor, Journal(
-            file, self._fingerprint(works)
-        ) as records:
+        began, tried = time.monotonic(), []
+        with (
+            executor_of(self.config, self.model) as executor,
+            Journal(file, self._fingerprint(works)) as records,
+        ):
             trainer = TTTTrainer(
                 recipe=replace(self.recipe.lora, dropout=0.0),
                 passage_copies=self.recipe.passage_copies,
@@ -101,13 +105,11 @@ class Yardstick:
                 seed=self.config.seed,
             )
             settings = settings_of(self.config).trials
-            trials = CandidateTrials(
-                executor, trainer, reward, self.model.count_tokens, settings
-            )
+            trials = CandidateTrials(executor, trainer, reward, self.model.count_tokens, settings)
             for one in trials.run(works, records, emit=self.emit, should_stop=self.should_stop):
                 tried.append(one)
                 self.emit(StageProgress(stage, len(tried)))
-        self.emit(StageFinished(stage, 0.0))
+        self.emit(StageFinished(stage, time.monotonic() - began))
         judged, _ = decide(tried, reward, self.config.restem.threshold)
         return dict(held_out_of(judged).passages)
 

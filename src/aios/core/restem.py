@@ -60,12 +60,13 @@ class TriedPassage:
     Attributes:
         passage_id: The passage.
         candidates: Those that were tried, failed ones among them, in the order of their index.
-        asked: Candidates that were asked for and could be written; those that the quality filter
-            left nothing of make the difference.
+        asked: Candidates that were asked for; those that the quality filter left nothing of, or
+            that could not be written, make the difference.
         trials: Trials spent, those of the baseline and failed ones included.
         failed_trials: Of these, those without a number.
         before: The quantity (loss, …) of the untrained model.
-        baseline: The quantity of the baseline; that of the untrained model where it failed.
+        baseline: The quantity of the baseline; that of the untrained model where there is none.
+        unwritten: Candidates asked for that could not be written, or not be read.
     """
 
     passage_id: str
@@ -75,6 +76,7 @@ class TriedPassage:
     failed_trials: int
     before: float
     baseline: float
+    unwritten: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +20,7 @@ from aios.cli.options import (
     original_args,
 )
 from aios.core.events import Event, RunStarted
+from aios.core.protocols import Emit, ShouldStop
 
 if TYPE_CHECKING:
     from aios.app.restem_compare import ComparisonReport
@@ -130,23 +132,41 @@ def compare(
     config = load(common).config
     if resume and output:
         raise UsageError("--resume and --output exclude each other", "give one of them")
-    pair = (None if baseline == _BASE else Path(baseline), optimized)
-    numbers = {"seeds": seeds, "candidates": candidates}
+    first = None if baseline == _BASE else Path(baseline)
     if dry_run:
-        _show_plan(common, config, *pair, dataset, numbers)
+        _show_plan(common, config, first, optimized, dataset, seeds, candidates)
         return
-    if resume:
-        from aios.app.restem_compare import find_comparison
+    from aios.app.restem_compare import compare_generators, find_comparison
 
-        output = find_comparison(config, resume)
-    from aios.app.restem_compare import compare_generators
+    folder = find_comparison(config, resume) if resume else output
+    with _signals_and_progress(common, config, folder, verbose) as (emit, should_stop):
+        report = compare_generators(
+            config,
+            first,
+            optimized,
+            dataset,
+            seeds=seeds,
+            candidates=candidates,
+            output=folder,
+            resume=resume is not None,
+            emit=emit,
+            should_stop=should_stop,
+        )
+    _show(common, report)
+
+
+@contextmanager
+def _signals_and_progress(
+    common: Common, config: Config, folder: Path | None, verbose: bool
+) -> Iterator[tuple[Emit, ShouldStop]]:
+    """Shows events; Ctrl-C stops, with the line to go on with."""
     from aios.cli.interrupts import resume_line, stop_on_signals
     from aios.cli.progress import show_progress
 
     runs: list[str] = []  # ids, as their RunStarted events tell them
 
     def going_on() -> str:
-        where = output or (config.paths.artifacts / "runs" / runs[0] if runs else None)
+        where = folder or (config.paths.artifacts / "runs" / runs[0] if runs else None)
         if where is None:
             return ""
         drop = ["--resume=", "--output="]
@@ -162,17 +182,7 @@ def compare(
                 runs.append(event.run)
             show(event)
 
-        report = compare_generators(
-            config,
-            *pair,
-            dataset,
-            **numbers,
-            output=output,
-            resume=resume is not None,
-            emit=emit,
-            should_stop=should_stop,
-        )
-    _show(common, report)
+        yield emit, should_stop
 
 
 def _show(common: Common, report: ComparisonReport) -> None:
@@ -263,12 +273,13 @@ def _show_plan(
     baseline: Path | None,
     optimized: Path,
     dataset: Path,
-    numbers: Mapping[str, Any],
+    seeds: int,
+    candidates: int | None,
 ) -> None:
     from aios.app.restem_compare import plan_comparison
     from aios.cli.rendering import write_facts, write_json, write_line
 
-    plan = plan_comparison(config, baseline, optimized, dataset, **numbers)
+    plan = plan_comparison(config, baseline, optimized, dataset, seeds=seeds, candidates=candidates)
     if common.json_output:
         write_json(plan)
         return

@@ -161,6 +161,26 @@ class TrainingRecipe(Section):
     max_tokens: MaxTokens
 
 
+class GeneratorRecipe(Section):
+    """How ReST-EM trains a generator of self-edits."""
+
+    arms: Annotated[tuple[Strategy, ...], BeforeValidator(to_tuple)] = Field(
+        min_length=1,
+        description="Strategies among which a passage's candidates are divided",
+        json_schema_extra=allowed("list of names from `aios seal strategies`"),
+    )
+    rank: Rank
+    alpha: Alpha
+    learning_rate: LearningRate
+    epochs: Epochs
+    batch_size: BatchSize
+
+    @field_validator("arms")
+    @classmethod
+    def _arms_are_names(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        return check_arms(value)
+
+
 class Recipe(Section):
     """What was measured to work for a base model."""
 
@@ -170,18 +190,9 @@ class Recipe(Section):
         json_schema_extra=allowed("the name of a strategy, or a mix such as rewrite:2,self-qa:2"),
     )
     num_edits_per_passage: NumEdits
-    restem_arms: Annotated[tuple[Strategy, ...], BeforeValidator(to_tuple)] = Field(
-        min_length=1,
-        description="Strategies among which ReST-EM divides a passage's candidates",
-        json_schema_extra=allowed("list of names from `aios seal strategies`"),
-    )
+    generator: GeneratorRecipe
     training: TrainingRecipe
     source: str = Field(min_length=1, description="Where the recipe was measured")
-
-    @field_validator("restem_arms")
-    @classmethod
-    def _arms_are_names(cls, value: tuple[str, ...]) -> tuple[str, ...]:
-        return check_arms(value)
 
     @field_validator("strategy")
     @classmethod
@@ -229,13 +240,20 @@ def default_recipes() -> dict[str, Recipe]:
         DEFAULT_RECIPE: Recipe(
             strategy="implications",
             num_edits_per_passage=5,
-            restem_arms=(
-                "implications",
-                "implications-long",
-                "implications-very-long",
-                "implications-cot",
-                "rewrite",
-                "self-qa",
+            generator=GeneratorRecipe(
+                arms=(
+                    "implications",
+                    "implications-long",
+                    "implications-very-long",
+                    "implications-cot",
+                    "rewrite",
+                    "self-qa",
+                ),
+                rank=64,
+                alpha=128,
+                learning_rate=3e-4,
+                epochs=2,
+                batch_size=8,
             ),
             training=release,
             source="SEAL release, for a 7B model; not measured here",
@@ -243,7 +261,14 @@ def default_recipes() -> dict[str, Recipe]:
         "smollm2-135m-instruct": Recipe(
             strategy="cloze",
             num_edits_per_passage=1,
-            restem_arms=("cloze", "self-qa", "rewrite", "implications"),
+            generator=GeneratorRecipe(
+                arms=("cloze", "self-qa", "rewrite", "implications"),
+                rank=64,
+                alpha=128,
+                learning_rate=1e-3,
+                epochs=3,
+                batch_size=4,
+            ),
             training=small,
             source="experiments/seal_phase1_results.md",
         ),

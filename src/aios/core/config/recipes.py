@@ -11,7 +11,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
-from aios.core.config.recipe_schemas import DEFAULT_RECIPE, LossOn, Recipe, TrainingRecipe
+from aios.core.config.recipe_schemas import (
+    DEFAULT_RECIPE,
+    GeneratorRecipe,
+    LossOn,
+    Recipe,
+    TrainingRecipe,
+)
 from aios.core.config.schemas import Config
 from aios.core.errors import UsageError
 from aios.core.seal.prompt_templates import AUTO
@@ -19,6 +25,7 @@ from aios.core.seal.strategy_mix import format_mix, mix_edits, parse_mix
 from aios.core.types import LoraRecipe
 
 _USER = "user"
+GENERATOR_SETTINGS = ("rank", "alpha", "learning_rate", "epochs", "batch_size")
 _MIX = "the mix"
 
 
@@ -31,7 +38,7 @@ class ResolvedRecipe:
         measured: Where that recipe was measured, in words.
         strategy: How self-edits are made: a strategy's name, or a mix; never ``auto``.
         num_edits_per_passage: Self-edits of each passage; those of a mix added up.
-        restem_arms: Strategies among which ReST-EM divides a passage's candidates.
+        generator: How ReST-EM trains a generator, the user's values over the recipe's.
         lora: How the adapter is trained.
         evaluations_per_epoch: Validations in each pass.
         patience: Validations without progress after which training stops; 0 for never.
@@ -46,7 +53,7 @@ class ResolvedRecipe:
     measured: str
     strategy: str
     num_edits_per_passage: int
-    restem_arms: tuple[str, ...]
+    generator: GeneratorRecipe
     lora: LoraRecipe
     evaluations_per_epoch: int
     patience: int
@@ -88,7 +95,7 @@ def resolve_recipe(config: Config, model_name: str) -> ResolvedRecipe:
         measured=recipe.source,
         strategy=format_mix(parse_mix(strategy)),
         num_edits_per_passage=num_edits,
-        restem_arms=recipe.restem_arms,
+        generator=_generator(config, recipe.generator),
         lora=LoraRecipe(**{field.name: values[field.name] for field in fields(LoraRecipe)}),
         evaluations_per_epoch=values["evaluations_per_epoch"],
         patience=values["patience"],
@@ -97,6 +104,15 @@ def resolve_recipe(config: Config, model_name: str) -> ResolvedRecipe:
         max_tokens=values["max_tokens"] or None,
         sources=sources,
     )
+
+
+def _generator(config: Config, recipe: GeneratorRecipe) -> GeneratorRecipe:
+    """The generator's recipe with what the user has set in ``restem``."""
+    chosen = {name: getattr(config.restem, f"sft_{name}") for name in GENERATOR_SETTINGS}
+    update = {name: value for name, value in chosen.items() if value is not None}
+    if config.restem.arms != (AUTO,):
+        update["arms"] = config.restem.arms
+    return recipe.model_copy(update=update)
 
 
 def _num_edits(config: Config, key: str, strategy: str) -> tuple[int, str]:

@@ -98,11 +98,11 @@ class RestemConfig(Section):
         description="What a round's generator is trained from: the base model, or the previous "
         "generator",
     )
-    sft_rank: Rank = 64
-    sft_alpha: Alpha = 128
-    sft_learning_rate: LearningRate = 3e-4
-    sft_epochs: Epochs = 2
-    sft_batch_size: BatchSize = 8
+    sft_rank: Rank | None = None
+    sft_alpha: Alpha | None = None
+    sft_learning_rate: LearningRate | None = None
+    sft_epochs: Epochs | None = None
+    sft_batch_size: BatchSize | None = None
     sft_max_seq_len: MaxSeqLen = 2048
     held_out_fraction: float = Field(
         default=0.2,

@@ -272,7 +272,8 @@ class ReSTEMOptimizer:
             Work(
                 r.passage,
                 tuple(edit for edit in r.kept if edit.text.strip()),
-                proposed.asked_of(r.passage.id) - proposed.unwritten(r),
+                proposed.asked_of(r.passage.id),
+                proposed.unwritten(r),
             )
             for r in proposed.results
         ]

@@ -69,7 +69,7 @@ def round_report(measured: Measured) -> RoundReport:
     candidates = [one for passage in measured.tried for one in passage.candidates]
     able = [one for one in candidates if one.reward is not None]
     results = measured.proposed.results
-    unwritten = sum(measured.proposed.unwritten(result) for result in results)
+    unwritten = sum(passage.unwritten for passage in measured.tried)
     asked = sum(measured.proposed.asked.values())
     reliability = measured.reliability
     return RoundReport(
@@ -106,7 +106,7 @@ def held_out_of(tried: Sequence[TriedPassage]) -> HeldOut:
     """What self-edits are worth on held-out passages, from their decided trials.
 
     A candidate that was asked for and of which nothing was left to try counts as the baseline,
-    an improvement of 0; one whose trials failed is left out.
+    an improvement of 0; one that could not be written, or whose trials failed, is left out.
     """
     improvements: dict[str, float] = {}
     accuracies: dict[str, float] = {}
@@ -114,7 +114,7 @@ def held_out_of(tried: Sequence[TriedPassage]) -> HeldOut:
     for passage in tried:
         able = [one for one in passage.candidates if one.reward is not None]
         failed = len(passage.candidates) - len(able)
-        number = passage.asked - failed
+        number = passage.asked - passage.unwritten - failed
         counted += number
         rewarded += sum(one.rewarded for one in able)
         if number <= 0:  # nothing but failures: the passage has no number

@@ -39,11 +39,13 @@ class Work:
         passage: The passage, with questions.
         edits: The self-edits, maybe none; their indices differ.
         asked: Candidates that were asked for.
+        unwritten: Of these, those that could not be written, or not be read.
     """
 
     passage: Passage
     edits: tuple[SelfEdit, ...]
     asked: int
+    unwritten: int = 0
 
 
 class TrialBatch:
@@ -175,9 +177,9 @@ class TrialBatch:
         """A candidate whose trials have as many steps as come to `trial_tokens` tokens."""
         steps = None
         if self._settings.trial_tokens is not None:
-            members = min(self._template.recipe.batch_size, len(examples))
-            per_step = members * fmean(self._count_tokens(e.text) for e in examples)
-            steps = max(1, round(self._settings.trial_tokens / per_step))
+            per_pass = math.ceil(len(examples) / self._template.recipe.batch_size)
+            tokens = sum(self._count_tokens(example.text) for example in examples)
+            steps = max(1, round(self._settings.trial_tokens * per_pass / max(1, tokens)))
         questions = self._questions[passage_id]
         return Candidate(f"{passage_id}#{name}", passage_id, examples, questions, steps)
 
@@ -221,6 +223,7 @@ class TrialBatch:
             baseline=fmean(self._quantity(passage_id, answers) for answers in baselines)
             if baselines
             else before,
+            unwritten=work.unwritten,
         )
 
     def _one(self, edit: SelfEdit, standing: Standing, right_before: float) -> Tried:
