@@ -78,15 +78,23 @@ class JournalledEdits:
         journal: Of this work; opened.
         should_stop: Asked before each passage that would be begun.
         emit: Shows a notice where work is reused.
+        try_again: Whether what failed is tried again; not where later work was built on it.
     """
 
     def __init__(
-        self, generator: SelfEditGenerator, journal: Journal, should_stop: ShouldStop, emit: Emit
+        self,
+        generator: SelfEditGenerator,
+        journal: Journal,
+        should_stop: ShouldStop,
+        emit: Emit,
+        *,
+        try_again: bool = True,
     ) -> None:
         self._generator = generator
         self._journal = journal
         self._should_stop = should_stop
         self._emit = emit
+        self._try_again = try_again
         self._waiting: deque[str] = deque()  # keys of what is begun or done, not yet given out
         self._ready: dict[str, tuple[PassageEdits, bool]] = {}  # done, and whether before this run
         self._begun: dict[int, str] = {}  # keys of what the generator has, by its number there
@@ -142,8 +150,8 @@ class JournalledEdits:
         if record is None:
             return None
         result = _decode(passage, record)
-        again = result.failure is not None and result.failure.retryable
-        return None if again else result
+        failed = result.failure is not None and result.failure.retryable
+        return None if failed and self._try_again else result
 
     def _record(self, written: Written) -> None:
         key = self._begun.pop(written.number)

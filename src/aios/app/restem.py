@@ -37,7 +37,7 @@ from aios.core.config.recipes import ResolvedRecipe
 from aios.core.config.schemas import Config
 from aios.core.data.rejects import Reject
 from aios.core.data.splits import split_by_group
-from aios.core.errors import DataError, UsageError
+from aios.core.errors import DataError, StorageError, UsageError
 from aios.core.events import Notice
 from aios.core.files import atomic_write_json, read_json
 from aios.core.protocols import Emit, Executor, LanguageModel, ShouldStop, ignore, never
@@ -46,10 +46,12 @@ from aios.core.seal.generator_card import passage_hash
 from aios.core.seal.restem_optimizer import ReSTEMOptimizer
 from aios.core.seal.test_time_training import TTTTrainer, own_bench
 from aios.core.types import Passage, content_hash
+from aios.storage.generators import refuse_other_files
 from aios.storage.runs import package_versions
 
 KIND = "restem"
 _PLAN = "plan.json"
+_MOST_NAMES = 3  # of what differs
 _BANK = 8  # trials that a worker is handed at a time: a batch of passages keeps several busy
 
 
@@ -127,14 +129,16 @@ def optimize(
             "seal.generator is set, and ReST-EM begins with the base model", "leave it out"
         )
     check_input(dataset)
+    if output_generator is not None:
+        refuse_other_files(output_generator)
     with started_run(config, KIND, emit, path=run_dir, resume=resume) as run:
         clear_stop(run.directory.path)
         model = model or load_model(config, emit=run.emit)
         recipe = recipe_for(config, model)
         data = read_data(config, dataset, model)
         facts = facts_of(dataset, data)
-        keep_plan(run, plan_of(facts, config, model, recipe))
-        _tell(run, data)
+        begun = keep_plan(run, plan_of(facts, config, model, recipe))
+        _tell(run, data, again=begun)
         job = _Job(config, run, model, recipe, data, facts)
         if config.restem.estimate and not resume:
             foretell(config, dataset, model, run)
@@ -308,27 +312,36 @@ def facts_of(dataset: Path, data: RestemData) -> RunFacts:
     )
 
 
-def keep_plan(run: Run, plan: Mapping[str, Any]) -> None:
+def keep_plan(run: Run, plan: Mapping[str, Any]) -> bool:
     """Keeps what results follow from; a run that goes on must be on the same.
 
     Args:
         run: The run.
         plan: JSON values by names for people.
 
+    Returns:
+        Whether the run had a plan already.
+
     Raises:
-        UsageError: It is not.
+        UsageError: It is not; the message names what differs.
+        StorageError: The plan that it was started with cannot be read.
     """
     path = run.directory.path / _PLAN
     before = read_json(path, default=None)
     if before is None:
         atomic_write_json(path, dict(plan))
-        return
+        return False
+    if not isinstance(before, dict):
+        raise StorageError(f"{path} is corrupt: not a JSON object", "start a new run")
     changed = [name for name in plan if before.get(name) != plan[name]]
     if changed:
+        more = ", …" if len(changed) > _MOST_NAMES else ""
         raise UsageError(
-            f"the run in {run.directory.path} was started with another {changed[0]}",
+            f"the run in {run.directory.path} was started with another "
+            f"{', '.join(changed[:_MOST_NAMES])}{more}",
             "give the same data and settings, or start a new run",
         )
+    return True
 
 
 def plan_of(
@@ -344,7 +357,6 @@ def plan_of(
         if not name.startswith(("enable_cache", "cache_", "max_cache"))
     }
     return {
-        "dataset": facts.data_fingerprint,
         "model": model.digest,
         "seed": config.seed,
         **{f"restem.{name}": value for name, value in restem.items()},
@@ -353,17 +365,21 @@ def plan_of(
         "training.loss_on": recipe.loss_on,
         "training.passage_copies": recipe.passage_copies,
         "question template": config.evaluation.question_template,
+        "evaluation.max_answer_tokens": config.evaluation.max_answer_tokens,
+        "data.near_duplicate_threshold": config.data.near_duplicate_threshold,
+        "dataset": facts.data_fingerprint,  # the passages of each side: last, since others name why
     }
 
 
-def _tell(run: Run, data: RestemData) -> None:
+def _tell(run: Run, data: RestemData, *, again: bool) -> None:
     run.emit(Notice(f"{len(data.train)} passages to optimise on, {len(data.held_out)} held out"))
     if data.without_questions:
         run.emit(
             Notice(f"{data.without_questions} passages have no questions: left out", "warning")
         )
     if data.rejects:
-        run.directory.add_rejects(*(asdict(reject) for reject in data.rejects))
+        if not again:
+            run.directory.add_rejects(*(asdict(reject) for reject in data.rejects))
         run.emit(Notice(f"{len(data.rejects)} records could not be used", "warning"))
 
 

@@ -37,7 +37,6 @@ from aios.app.restem_compare_results import (
 )
 from aios.app.restem_compare_trials import KIND, ComparisonJob, Examination
 from aios.app.restem_settings import arms_of
-from aios.core.config.recipes import ResolvedRecipe
 from aios.core.config.schemas import Config
 from aios.core.errors import UsageError
 from aios.core.events import Notice
@@ -162,8 +161,9 @@ def compare_generators(
     pair: _Pair = {"baseline": _generator(baseline), "optimized": _generator(optimized)}
     with started_run(config, KIND, emit, path=output, resume=resume) as run:
         model = model or load_model(config, emit=run.emit)
+        config = _with_arms(config, pair)
         recipe = recipe_for(config, model)
-        config = _with_arms(config, recipe, pair)
+        arms_of(config, recipe)  # refuses what no model writes
         data = read_data(config, dataset, model)
         facts = facts_of(dataset, data)
         keep_plan(run, {**_digests(pair), **plan_of(facts, config, model, recipe)})
@@ -213,7 +213,8 @@ def plan_comparison(
     check_input(dataset)
     pair: _Pair = {"baseline": _generator(baseline), "optimized": _generator(optimized)}
     model = model or load_model(config, emit=emit)
-    config = _with_arms(config, recipe_for(config, model), pair)
+    config = _with_arms(config, pair)
+    arms = arms_of(config, recipe_for(config, model))
     data = read_data(config, dataset, model)
     restem, passages = config.restem, len(data.train)
     written = passages * seeds * restem.held_out_candidates * len(SIDES)
@@ -223,7 +224,7 @@ def plan_comparison(
         passages=passages,
         without_questions=data.without_questions,
         rejected=len(data.rejects),
-        arms=restem.arms,
+        arms=arms,
         seeds=seeds,
         candidates=written,
         trials=(written + alone) * restem.repeats,
@@ -272,24 +273,21 @@ def _digests(pair: _Pair) -> dict[str, str | None]:
     }
 
 
-def _with_arms(config: Config, recipe: ResolvedRecipe, pair: _Pair) -> Config:
-    """The config with its strategies by name.
+def _with_arms(config: Config, pair: _Pair) -> Config:
+    """The config with strategies by name in place of ``auto``: see `compare_generators`.
 
     Raises:
-        UsageError: A strategy is not known, or the model writes nothing under any of them.
+        UsageError: A strategy is not known.
     """
-    if config.restem.arms == (AUTO,):
-        prompts = build_prompts(config)
-        names = dict.fromkeys(
-            name for one in pair.values() if one.card is not None for name in one.card.strategies
-        )
-        learnable = [name for name in names if get_strategy(name, prompts).learnable]
-        config = _with_restem(config, arms=tuple(learnable or names))
-    return _with_restem(config, arms=arms_of(config, recipe))
-
-
-def _with_restem(config: Config, **changes: Any) -> Config:
-    return config.model_copy(update={"restem": config.restem.model_copy(update=changes)})
+    if config.restem.arms != (AUTO,):
+        return config
+    prompts = build_prompts(config)
+    names = dict.fromkeys(
+        name for one in pair.values() if one.card is not None for name in one.card.strategies
+    )
+    learnable = [name for name in names if get_strategy(name, prompts).learnable]
+    restem = config.restem.model_copy(update={"arms": tuple(learnable or names)})
+    return config.model_copy(update={"restem": restem})
 
 
 def _optimised_on(generator: _Generator, passages: Sequence[Passage]) -> frozenset[str]:
@@ -356,7 +354,7 @@ def _info(job: ComparisonJob, pair: _Pair, dataset: Path) -> dict[str, Any]:
             }
             for side, one in pair.items()
         },
-        "arms": ", ".join(restem.arms),
+        "arms": ", ".join(job.recipe.generator.arms),
         "candidates": restem.held_out_candidates,
         "repeats": restem.repeats,
         "trial_tokens": restem.trial_tokens,

@@ -40,10 +40,10 @@ class ComparisonJob:
     """What every step of a comparison needs.
 
     Attributes:
-        config: The resolved config; `restem.arms` are names.
+        config: The resolved config.
         run: The run.
         model: The base model.
-        recipe: How trials are trained.
+        recipe: How trials are trained, and by which strategies generators write.
         passages: The passages, with questions.
         facts: What the run is on.
         seeds: How often each generator writes for each passage.
@@ -59,7 +59,7 @@ class ComparisonJob:
 
     def settings(self, number: int) -> ReSTEMSettings:
         """How candidates are tried for the `number`-th time; the seed is both generators'."""
-        settings = settings_of(self.config)
+        settings = settings_of(self.config, self.recipe)
         seed = derive(self.config.seed, KIND, number)
         return replace(settings, seed=seed, trials=replace(settings.trials, seed=seed))
 
@@ -79,7 +79,7 @@ class Examination:
     ) -> None:
         self._job, self._executor = job, executor
         self._emit, self._should_stop = emit, should_stop
-        self._shares = even_shares(job.config.restem.arms)
+        self._shares = even_shares(job.recipe.generator.arms)
 
     def write(self, side: Side, folder: Path | None) -> list[Proposed]:
         """What a generator writes, once a seed; all strategies have an equal share.
@@ -98,7 +98,7 @@ class Examination:
             RunInterrupted: `should_stop` said so; what is done is kept.
         """
         job = self._job
-        arms = job.config.restem.arms
+        arms = job.recipe.generator.arms
         seal = job.config.seal.model_copy(update={"generator": folder})
         config = job.config.model_copy(update={"seal": seal})
         mix = ",".join(f"{arm}:1" for arm in arms)

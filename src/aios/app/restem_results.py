@@ -6,10 +6,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from aios.app.restem_records import read_rewards
 from aios.app.restem_report import render_restem_report, restem_document
 from aios.app.restem_rounds import RecordedRounds
 from aios.core.files import atomic_write_bytes, atomic_write_text, encode_json, parse_json
-from aios.core.restem import ReSTEMState, TriedPassage, tried_from_json
+from aios.core.restem import ReSTEMState
 from aios.core.types import Passage
 from aios.storage.generators import write_generator
 
@@ -50,20 +51,13 @@ def write_results(
         The page, the file of numbers, and its content.
 
     Raises:
-        StorageError: They cannot be written.
+        StorageError: They cannot be written, or the candidates not be read.
     """
-    candidates = {r.number: _read(path, r.number, "candidates") for r in state.rounds}
-    held_out = {r.number: _read(path, r.number, "held_out") for r in state.rounds}
+    rounds = read_rewards(path)
+    candidates = {one.number: one.tried for one in rounds}
+    held_out = {one.number: one.held_out for one in rounds}
     numbers = encode_json(restem_document(state, info), indent=2) + b"\n"
     page = render_restem_report(state, candidates, held_out, passages, info)
     atomic_write_bytes(path / "metrics.json", numbers)
     atomic_write_text(path / "report.html", page)
     return path / "report.html", path / "metrics.json", parse_json(numbers)
-
-
-def _read(path: Path, number: int, part: str) -> list[TriedPassage]:
-    """The candidates of a round, as this program wrote them."""
-    file = path / "rounds" / str(number) / f"{part}.jsonl"
-    if not file.exists():
-        return []
-    return [tried_from_json(parse_json(line)) for line in file.read_bytes().splitlines()]

@@ -16,6 +16,7 @@ from pathlib import Path
 from aios import __version__
 from aios.app.composition import Run, build_prompts
 from aios.app.edit_journal import JournalledEdits, generation_fingerprint
+from aios.app.restem_records import read_state
 from aios.core.config.schemas import Config
 from aios.core.files import atomic_write_bytes, confined, encode_json, guarded
 from aios.core.protocols import LanguageModel, ShouldStop
@@ -80,8 +81,8 @@ class RecordedRounds:
 
     def load(self) -> ReSTEMState | None:
         """The state committed last."""
-        record = self.run.directory.read_state()
-        return None if record is None else ReSTEMState.from_json(record)
+        state = read_state(self.path).state
+        return state if state.rounds else None
 
     def commit(self, state: ReSTEMState) -> None:
         """Replaces the state file."""
@@ -94,7 +95,11 @@ class RecordedRounds:
     def write(
         self, generator: SelfEditGenerator, passages: Sequence[Passage], stage: str
     ) -> Iterable[PassageEdits]:
-        """Has self-edits written, journalled by passage."""
+        """Has self-edits written, journalled by passage.
+
+        What failed is tried again when the run goes on, until the trials have begun: what these
+        have said is of the self-edits that there were.
+        """
         plan = [
             [p.id, [[part.strategy.name, part.num_edits] for part in generator.parts_of(p)]]
             for p in passages
@@ -105,7 +110,13 @@ class RecordedRounds:
             "plan": content_hash(plan),
         }
         with Journal(self._inside(f"{stage}.edits.journal"), fingerprint) as journal:
-            edits = JournalledEdits(generator, journal, self.should_stop, self.run.emit)
+            edits = JournalledEdits(
+                generator,
+                journal,
+                self.should_stop,
+                self.run.emit,
+                try_again=not self._trials_of(stage).exists(),
+            )
             for result, _ in edits.run(passages):
                 yield result
 
@@ -117,7 +128,10 @@ class RecordedRounds:
             "model": self.model.digest,
             **{f"trial {name}": value for name, value in trials.items()},
         }
-        return Journal(self._inside(f"{stage}.trials.journal"), fingerprint)
+        return Journal(self._trials_of(stage), fingerprint)
+
+    def _trials_of(self, stage: str) -> Path:
+        return self._inside(f"{stage}.trials.journal")
 
     def fit_folder(self, number: int) -> Path:
         """Checkpoints of a round's training."""

@@ -16,22 +16,25 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from aios.app.composition import Run, recipe_for, started_run
 from aios.app.generation_plan import check_input
 from aios.app.models import load_model
-from aios.app.restem import plan_of, read_data
-from aios.app.restem_rounds import RunFacts
+from aios.app.restem import facts_of, keep_plan, plan_of, read_data
+from aios.app.restem_tune_plan import (
+    DEFAULT_TRIALS,
+    check_tuning,
+    with_rounds,
+)
 from aios.app.restem_tune_space import Space, choose_space, describe, set_lines
 from aios.core.config.recipes import ResolvedRecipe
 from aios.core.config.schemas import Config
 from aios.core.errors import BackendError, DataError, RunInterrupted
 from aios.core.events import Notice, StageFinished, StageProgress, StageStarted
 from aios.core.protocols import Emit, LanguageModel, ShouldStop, ignore, never
-from aios.core.types import content_hash
 
 if TYPE_CHECKING:
     from aios.app.restem_tune_results import Confirmation, Found
@@ -145,13 +148,8 @@ def tune(
     limits = _Limits(trials, deadline)
     with started_run(config, TUNE_KIND, emit, path=output, resume=resume) as run:
         folder = run.directory.path
-        fingerprint = content_hash(
-            [[asdict(p) for p in part] for part in (data.train, data.held_out)]
-        )
-        facts = RunFacts(str(dataset), (), (), fingerprint)
-        _keep_plan(
-            folder, {**plan_of(facts, config, model, recipe), "search space": chosen.choices}
-        )
+        plan = plan_of(facts_of(dataset, data), config, model, recipe)
+        keep_plan(run, {**plan, "search space": {n: [*v] for n, v in chosen.choices.items()}})
         run.emit(Notice(f"search space {chosen.name}, {chosen.size} combinations: {chosen.why}"))
         study = TuneStudy(folder / STUDY_FILE, chosen, config.seed)
         job = TuneJob(
@@ -221,14 +219,12 @@ def _search(run: Run, job: TuneJob, study: TuneStudy, limits: _Limits) -> None:
         if begun is None:
             break
         run.emit(Notice(f"trial {begun.number} of {wanted}: {describe(begun.parameters)}"))
-        record, untrained, course = run_trial(
-            job, begun.number, begun.parameters, ended, study.untrained
-        )
-        if untrained is not None and study.untrained is None:
-            study.keep_untrained(untrained)
-        study.end(begun, record, course)
+        trial = run_trial(job, begun.number, begun.parameters, ended, study.untrained)
+        if trial.untrained is not None and study.untrained is None:
+            study.keep_untrained(trial.untrained)
+        study.end(begun, trial.record, trial.course)
         tidy(job, begun.number)
-        run.emit(_told(record))
+        run.emit(_told(trial.record))
         _refuse_to_go_on(study.records())
     run.emit(StageFinished(_STAGE, time.monotonic() - began))
 

@@ -1,16 +1,14 @@
 """What a tuning of ReST-EM will do, counted, and what it must not do.
 
-Takes the config and a file of passages; gives the counts. Also what a tuning checks before it
-begins, and the record of what its results follow from.
+Takes the config and a file of passages; gives the counts. Also what a tuning checks
+before it begins.
 """
 
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from aios.app.composition import recipe_for
 from aios.app.generation_plan import check_input
@@ -19,11 +17,9 @@ from aios.app.restem import plan_restem
 from aios.app.restem_tune_space import EPOCHS, Space, choose_space
 from aios.core.config.schemas import Config
 from aios.core.errors import DataError, UsageError
-from aios.core.files import atomic_write_json, encode_json, parse_json, read_json
 from aios.core.protocols import Emit, LanguageModel, ignore
 
 DEFAULT_TRIALS = 20
-PLAN_FILE = "plan.json"
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,27 +83,6 @@ def plan_tuning(
         edit_trials=lengths * first + trials * (later + examined) + one.held_out_trials,
         edit_trials_unshared=trials * (first + later + examined) + one.held_out_trials,
     )
-
-
-def keep_plan(folder: Path, plan: Mapping[str, Any]) -> None:
-    """Keeps what results follow from; a tuning that goes on must be on the same.
-
-    Raises:
-        UsageError: It is not.
-        StorageError: The file cannot be read or written.
-    """
-    path = folder / PLAN_FILE
-    before, now = read_json(path, default=None), parse_json(encode_json(dict(plan)))
-    if before is None:
-        atomic_write_json(path, now)
-        return
-    known = before if isinstance(before, dict) else {}
-    changed = [name for name, value in now.items() if known.get(name) != value]
-    if changed:
-        raise UsageError(
-            f"the tuning in {folder} was started with another {changed[0]}",
-            "give the same data and settings, or tune into another folder",
-        )
 
 
 def check_tuning(

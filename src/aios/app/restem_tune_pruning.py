@@ -95,14 +95,16 @@ class HeldOutWatch:
         for passage in self._order[:done]:
             tried = self._tried[number][passage]
             known = [value for value in tried if value is not None]
-            # As in `round_report.held_out_of`: what the filter took counts 0, what failed nothing.
+            # What the filter took counts 0, and what failed nothing: as `held_out_of` has it, but
+            # for what could not be written, of which events do not tell.
             counted = self._asked - (len(tried) - len(known))
             if counted > 0:
                 found[passage] = math.fsum(known) / counted
-        if not found:
+        step = (number - 1) * len(self._order) + done
+        if not found or (self.course and self.course[-1][0] >= step):
             return
         self._values[number] = found
-        self.course.append(((number - 1) * len(self._order) + done, fmean(found.values())))
+        self.course.append((step, fmean(found.values())))
         rival = self._rival[number - 1] if number <= len(self._rival) else {}
         differences = [value - rival[name] for name, value in found.items() if name in rival]
         if len(differences) >= FEWEST and chance_of_worse(differences) < LEVEL:

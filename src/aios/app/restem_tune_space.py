@@ -17,9 +17,8 @@ from itertools import product
 from typing import Any, Literal, TypeAlias
 
 from aios.core.config.recipe_schemas import DEFAULT_RECIPE
-from aios.core.config.recipes import ResolvedRecipe
+from aios.core.config.recipes import ResolvedRecipe, resolve_recipe
 from aios.core.config.restem_schema import RewardKind
-from aios.core.config.recipes import resolve_recipe
 from aios.core.config.schemas import Config
 from aios.core.errors import UsageError
 
@@ -105,7 +104,7 @@ def space_of(name: str, reward: RewardKind, why: str = "chosen by you") -> Space
 def choose_space(config: Config, recipe: ResolvedRecipe, name: str | None = None) -> Space:
     """The grid that was asked for, or else the one that suits the model's recipe.
 
-    A model with a recipe of its own whose learning rate is above 1e-4 gets ``small``.
+    A model with a recipe of its own whose generators learn at a rate above 1e-4 gets ``small``.
 
     Raises:
         UsageError: There is no grid of that name.
@@ -114,10 +113,10 @@ def choose_space(config: Config, recipe: ResolvedRecipe, name: str | None = None
     if name is not None:
         return space_of(name, reward)
     key = recipe.name.removeprefix("recipes.")
-    rate = config.recipes[key].training.learning_rate
+    rate = config.recipes[key].generator.learning_rate
     if key != DEFAULT_RECIPE and rate > _SMALL_FROM:
-        return space_of("small", reward, f"{recipe.name} was measured at a rate of {rate:g}")
-    return space_of("plan", reward, f"{recipe.name} says nothing of a higher rate for this model")
+        return space_of("small", reward, f"{recipe.name} has a rate of {rate:g}")
+    return space_of("plan", reward, f"there is no recipe of a higher rate for {config.model.name}")
 
 
 def with_parameters(config: Config, parameters: Parameters) -> Config:
@@ -142,9 +141,8 @@ def settings_of_parameters(config: Config, parameters: Parameters) -> dict[str, 
     if THRESHOLD in parameters:
         found["restem.threshold"] = parameters[THRESHOLD]
     if RANK in parameters:
-        rank = int(parameters[RANK])
+        rank, usual = int(parameters[RANK]), resolve_recipe(config, config.model.name).generator
         found["restem.sft_rank"] = rank
-        usual = resolve_recipe(config, config.model.name).generator
         found["restem.sft_alpha"] = max(1, round(rank * usual.alpha / usual.rank))
     if EPOCHS in parameters:
         found["restem.trial_tokens"] = None

@@ -27,6 +27,7 @@ from statistics import fmean
 from typing import Any, Literal, cast
 
 import optuna
+from optuna.distributions import BaseDistribution, CategoricalDistribution
 from optuna.importance import PedAnovaImportanceEvaluator, get_param_importances
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
@@ -111,9 +112,8 @@ class TuneStudy:
 
     def __init__(self, path: Path, space: Space, seed: int) -> None:
         self.path, self.space, self.seed = path, space, seed
-        self._distributions = {
-            name: optuna.distributions.CategoricalDistribution(values)
-            for name, values in space.choices.items()
+        self._distributions: dict[str, BaseDistribution] = {
+            name: CategoricalDistribution(values) for name, values in space.choices.items()
         }
         optuna.logging.set_verbosity(optuna.logging.ERROR)  # what it says, we say
         _mend(path)

@@ -31,7 +31,7 @@ from aios.app.restem_records import read_rewards
 from aios.app.restem_tune_pruning import HeldOutWatch
 from aios.app.restem_tune_space import EPOCHS, Parameters, with_parameters
 from aios.app.restem_tune_study import TrialRecord
-from aios.app.restem_tune_yardstick import Yardstick
+from aios.app.restem_tune_yardstick import FOLDER, Yardstick
 from aios.core.config.loader import dump
 from aios.core.config.schemas import Config
 from aios.core.errors import BackendError, RunInterrupted
@@ -77,12 +77,32 @@ class TuneJob:
     def yardstick(self) -> Yardstick:
         """What generators are measured by."""
         return Yardstick(
-            self.config, self.model, self.data, emit=self.emit, should_stop=self.should_stop
+            self.config,
+            self.model,
+            self.data,
+            self.folder / FOLDER / f"baselines-{self.config.seed}.journal",
+            emit=self.emit,
+            should_stop=self.should_stop,
         )
 
     def path_of(self, name: str | int) -> Path:
         """The run directory of a trial, by its number, or of another run."""
         return self.folder / RUNS / (name if isinstance(name, str) else f"trial-{name:04d}")
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """A trial that ended.
+
+    Attributes:
+        record: What came of it.
+        untrained: What the untrained generator is worth, if that is known now.
+        course: Mean improvement after so many held-out passages, for the sampler.
+    """
+
+    record: TrialRecord
+    untrained: Mapping[str, float] | None
+    course: Sequence[tuple[int, float]] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +126,7 @@ def run_trial(
     parameters: Parameters,
     earlier: Sequence[TrialRecord],
     untrained: Mapping[str, float] | None,
-) -> tuple[TrialRecord, Mapping[str, float] | None, list[tuple[int, float]]]:
+) -> Ended:
     """Runs a trial, or goes on with it.
 
     Args:
@@ -115,10 +135,6 @@ def run_trial(
         parameters: Its settings.
         earlier: Trials before it; with one of them it is compared, from one it takes the E-step.
         untrained: What the untrained generator is worth, if that is known.
-
-    Returns:
-        What came of it; what the untrained generator is worth, if that is known now; and the mean
-        improvement after so many held-out passages, for the sampler.
 
     Raises:
         RunInterrupted: `job.should_stop` said so; the trial can be gone on with.
@@ -144,20 +160,20 @@ def run_trial(
             raise
         ran = None
     except BackendError as error:
-        done = replace(record, note=error.message, seconds=time.monotonic() - began)
-        return done, untrained, []
+        seconds = time.monotonic() - began
+        return Ended(replace(record, note=error.message, seconds=seconds), untrained)
     record = replace(
         record, seconds=time.monotonic() - began, trials=_trials_of(path), rounds=watch.rounds
     )
     if ran is None:
         assert best is not None
         record = replace(record, state="pruned", note=f"worse than trial {best.number}")
-        return record, untrained, watch.course
+        return Ended(record, untrained, watch.course)
     value = fmean(ran.held_out.values())
     record = replace(
         record, state="complete", value=value, held_out=ran.held_out, rounds=ran.rounds
     )
-    return record, ran.untrained, watch.course
+    return Ended(record, ran.untrained, watch.course)
 
 
 def run_once(job: TuneJob, name: str, parameters: Parameters) -> float:

@@ -8,6 +8,8 @@ these trials its own numbers are taken; else the self-edits are tried once more.
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -18,11 +20,11 @@ from aios.app.restem_settings import reward_function, settings_of
 from aios.core.config.recipes import ResolvedRecipe
 from aios.core.config.schemas import Config
 from aios.core.errors import StorageError
-from aios.core.events import StageFinished, StageProgress, StageStarted
+from aios.core.events import Event, StageFinished, StageProgress, StageStarted
 from aios.core.files import guarded
 from aios.core.protocols import Emit, LanguageModel, ShouldStop, ignore, never
-from aios.core.restem import ReSTEMState
-from aios.core.seal.candidate_trials import CandidateTrials, decide
+from aios.core.restem import ReSTEMState, TriedPassage
+from aios.core.seal.candidate_trials import CandidateTrials, TrialSettings, decide
 from aios.core.seal.round_report import held_out_of
 from aios.core.seal.test_time_training import TTTTrainer
 from aios.core.seal.trial_batch import Work
@@ -30,6 +32,8 @@ from aios.core.types import content_hash
 from aios.storage.journal import Journal
 
 FOLDER = "yardstick"
+
+_STAGE = "examine with the trials of the config"
 
 
 class Yardstick:
@@ -39,6 +43,7 @@ class Yardstick:
         config: The config.
         model: The base model.
         data: Passages; those that are held out count.
+        baselines: Journal of what is trained on passages alone; the same for all runs.
         emit: Shows a stage.
         should_stop: Asked between trials.
     """
@@ -48,20 +53,21 @@ class Yardstick:
         config: Config,
         model: LanguageModel,
         data: RestemData,
+        baselines: Path,
         *,
         emit: Emit = ignore,
         should_stop: ShouldStop = never,
     ) -> None:
         self.config, self.model, self.data = config, model, data
+        self.baselines = baselines
         self.emit, self.should_stop = emit, should_stop
         self.recipe = recipe_for(config, model)
 
     def is_that_of(self, config: Config) -> bool:
         """Whether runs of a config are made with the very trials of the yardstick."""
-        settings = [settings_of(one).trials for one in (self.config, config)]
-        return settings[0] == settings[1] and _training(self.recipe) == _training(
-            recipe_for(config, self.model)
-        )
+        theirs = _training(recipe_for(config, self.model))
+        alike = self._settings(self.config) == self._settings(config)
+        return alike and theirs == _training(self.recipe)
 
     def measure(
         self, path: Path, config: Config, state: ReSTEMState, number: int
@@ -88,15 +94,17 @@ class Yardstick:
             return dict(held_out.passages) if held_out is not None else {}
         works = self._works(path, number)
         file = path / FOLDER / f"{number}.trials.journal"
-        with guarded("make", file):
-            file.parent.mkdir(parents=True, exist_ok=True)
+        for folder in (file.parent, self.baselines.parent):
+            with guarded("make", folder):
+                folder.mkdir(parents=True, exist_ok=True)
+        facts = self._facts()
         reward = reward_function(self.config)
-        stage = "examine with the config's own trials"
-        self.emit(StageStarted(stage, len(works), "passages"))
-        began, tried = time.monotonic(), []
+        tried: list[TriedPassage] = []
         with (
             executor_of(self.config, self.model) as executor,
-            Journal(file, self._fingerprint(works)) as records,
+            Journal(file, {**facts, "self-edits": _digest(works)}) as records,
+            Journal(self.baselines, facts) as baselines,
+            self._stage(works) as show,
         ):
             trainer = TTTTrainer(
                 recipe=replace(self.recipe.lora, dropout=0.0),
@@ -104,14 +112,35 @@ class Yardstick:
                 loss_on=self.recipe.loss_on,
                 seed=self.config.seed,
             )
-            settings = settings_of(self.config).trials
-            trials = CandidateTrials(executor, trainer, reward, self.model.count_tokens, settings)
-            for one in trials.run(works, records, emit=self.emit, should_stop=self.should_stop):
+            trials = CandidateTrials(
+                executor, trainer, reward, self.model.count_tokens, self._settings(self.config)
+            )
+            for one in trials.run(
+                works, records, baselines, emit=show, should_stop=self.should_stop
+            ):
                 tried.append(one)
-                self.emit(StageProgress(stage, len(tried)))
-        self.emit(StageFinished(stage, time.monotonic() - began))
+                show(StageProgress(_STAGE, len(tried)))
         judged, _ = decide(tried, reward, self.config.restem.threshold)
         return dict(held_out_of(judged).passages)
+
+    @contextmanager
+    def _stage(self, works: Sequence[Work]) -> Iterator[Emit]:
+        """Shows a stage while a block runs; gives what to emit with, without stages of trials."""
+        began = time.monotonic()
+        self.emit(StageStarted(_STAGE, len(works), "passages"))
+
+        def show(event: Event) -> None:
+            if isinstance(event, StageStarted | StageProgress | StageFinished):
+                if event.stage == _STAGE:
+                    self.emit(event)
+            else:
+                self.emit(event)
+
+        yield show
+        self.emit(StageFinished(_STAGE, time.monotonic() - began))
+
+    def _settings(self, config: Config) -> TrialSettings:
+        return settings_of(config, recipe_for(config, self.model)).trials
 
     def _works(self, path: Path, number: int) -> list[Work]:
         """The held-out passages with what the round's generator wrote for them."""
@@ -123,18 +152,28 @@ class Yardstick:
                 "move the tuning away and start over",
             )
         return [
-            Work(passages[one.passage_id], tuple(c.edit for c in one.candidates), one.asked)
+            Work(
+                passages[one.passage_id],
+                tuple(candidate.edit for candidate in one.candidates),
+                one.asked,
+                one.unwritten,
+            )
             for one in found.held_out
         ]
 
-    def _fingerprint(self, works: list[Work]) -> dict[str, object]:
+    def _facts(self) -> dict[str, object]:
+        """What the numbers follow from, beside the self-edits."""
         return {
             "model": self.model.digest,
-            "trials": asdict(settings_of(self.config).trials),
+            "passages": content_hash([asdict(passage) for passage in self.data.held_out]),
+            "trials": asdict(self._settings(self.config)),
             "training": _training(self.recipe),
             "reward": self.config.restem.reward,
-            "self-edits": content_hash([asdict(work) for work in works]),
         }
+
+
+def _digest(works: Sequence[Work]) -> str:
+    return content_hash([asdict(work) for work in works])
 
 
 def _training(recipe: ResolvedRecipe) -> list[object]:

@@ -7,6 +7,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime, timezone
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,13 @@ from aios.app.generation_plan import check_input
 from aios.app.generators import check_generator, describe_generator, writing_model
 from aios.app.model_card import render_model_card
 from aios.app.models import load_model, load_trainer
+from aios.app.restem_expert import (
+    describe_optimisation,
+    finished_state,
+    optimize_for_expert,
+    refuse_other_way,
+    restem_run_of,
+)
 from aios.core.config.feature_flags import is_enabled
 from aios.core.config.recipes import ResolvedRecipe
 from aios.core.config.schemas import Config
@@ -35,11 +43,16 @@ from aios.core.files import (
     encode_json,
     guarded,
     read_bytes,
+    read_json,
 )
 from aios.core.folders import atomic_folder
 from aios.core.protocols import Emit, LanguageModel, ShouldStop, ignore, never
 from aios.core.seal.self_edit_generator import PassageEdits
-from aios.core.training.auto_training_orchestrator import AutoTrainingOrchestrator, TrainingData
+from aios.core.training.auto_training_orchestrator import (
+    AutoTrainingOrchestrator,
+    Generate,
+    TrainingData,
+)
 from aios.core.training.expert_trainer import TrainedExpert
 from aios.core.training.expert_trainer import train_expert as fit_expert
 from aios.core.types import Expert, Passage, TrainingResult
@@ -62,6 +75,7 @@ class ExpertReport:
         result: The training's result.
         dataset_stats: See `core.training.expert_trainer.log_dataset_stats`.
         notes: What a person should know.
+        restem: What ReST-EM came to (`restem_expert.describe_optimisation`); None without it.
     """
 
     expert: Expert
@@ -70,6 +84,7 @@ class ExpertReport:
     result: TrainingResult
     dataset_stats: dict[str, Any]
     notes: tuple[str, ...]
+    restem: dict[str, Any] | None = None
 
 
 def train_expert(
@@ -82,6 +97,7 @@ def train_expert(
     category: str = "",
     goals: Sequence[str] = (),
     use_self_edits: bool = True,
+    restem: bool = False,
     overwrite: bool = False,
     resume: bool = False,
     emit: Emit = ignore,
@@ -99,6 +115,8 @@ def train_expert(
         category: A word to group experts by.
         goals: What it is for.
         use_self_edits: Whether to train on self-edits besides the passages.
+        restem: Whether to optimise the generator by ReST-EM first, on part of the passages, as
+            ``seal.enable_rl_optimization`` does; the rest is validated on.
         overwrite: Replace an expert, or an interrupted training, of that id.
         resume: Go on with an interrupted training of that id.
         emit: Shows events.
@@ -119,12 +137,13 @@ def train_expert(
         and config.seal.enabled
         and is_enabled("enable_seal_self_edits", config.features)
     )
+    restem = _wants_restem(config, use_self_edits=use_self_edits, asked=restem)
+    if resume:
+        refuse_other_way(path, restem=restem, has_work=_has_work(path))
     if use_self_edits:
         check_generator(config)
     else:  # none writes
-        config = config.model_copy(
-            update={"seal": config.seal.model_copy(update={"generator": None})}
-        )
+        config = _with_generator(config, None)
     if not resume:
         _set_aside(path)
     card = Expert(expert_id, name or expert_id, description, category, tuple(goals))
@@ -132,7 +151,35 @@ def train_expert(
         model = model or load_model(config, emit=run.emit)
         recipe = recipe_for(config, model)
         job = _Job(config, run, model, recipe, dataset, use_self_edits, resume, should_stop)
-        return _train(job, store, card)
+        if restem:
+            return _train_with_restem(job, store, card, emit)
+        data = _prepare(job)
+        return _register(job, store, card, data, _fit(job, expert_id, data))
+
+
+def _wants_restem(config: Config, *, use_self_edits: bool, asked: bool) -> bool:
+    """Whether the generator is to be optimised first.
+
+    Raises:
+        UsageError: It is asked for, and nothing is to be written, or a generator is given.
+    """
+    if asked and not use_self_edits:
+        raise UsageError(
+            "ReST-EM optimises the writing of self-edits, and none are to be written",
+            "leave out --restem, or allow self-edits",
+        )
+    wanted = use_self_edits and (asked or config.seal.enable_rl_optimization)
+    if wanted and config.seal.generator is not None:
+        raise UsageError(
+            "ReST-EM begins with the base model, and a generator is given",
+            "leave out seal.generator (--seal-generator), or ReST-EM (--restem)",
+        )
+    return wanted
+
+
+def _with_generator(config: Config, folder: Path | None) -> Config:
+    seal = config.seal.model_copy(update={"generator": folder})
+    return config.model_copy(update={"seal": seal})
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,33 +196,80 @@ class _Job:
     should_stop: ShouldStop
 
 
-def _train(job: _Job, store: FileExpertStore, card: Expert) -> ExpertReport:
-    """Prepares the data, trains, and publishes the expert; the state is committed last."""
-    run = job.run
-    data = _prepare(job)
-    checkpoints = run.directory.checkpoints / card.expert_id
-    trained = fit_expert(
+def _train_with_restem(
+    job: _Job, store: FileExpertStore, card: Expert, display: Emit
+) -> ExpertReport:
+    """Optimises the generator, then has the best one write, and trains and publishes the expert."""
+    optimisation: dict[str, Any] = {}
+
+    def optimize(passages: Sequence[Passage]) -> Generate:
+        nonlocal job
+        report = optimize_for_expert(
+            job.config,
+            job.run,
+            job.model,
+            passages,
+            display=display,
+            should_stop=job.should_stop,
+        )
+        optimisation.update(describe_optimisation(report, len(passages)))
+        config = _with_generator(job.config, report.generator)
+        job = replace(job, config=config, recipe=recipe_for(config, job.model))
+        return partial(_write, job)
+
+    def fit(expert_id: str, data: TrainingData) -> TrainedExpert:
+        _keep(job, data)
+        return _fit(job, expert_id, data)
+
+    made = AutoTrainingOrchestrator(
+        job.config, model=job.model, optimize=optimize, fit=fit
+    ).train_expert_with_restem(card.expert_id, job.dataset, job.config.training.validation_fraction)
+    optimisation["validated_on"] = len(made.validated_on)
+    return _register(job, store, card, made.data, made.trained, optimisation)
+
+
+def _fit(job: _Job, expert_id: str, data: TrainingData) -> TrainedExpert:
+    """Trains the adapter; its checkpoints stay until the expert is registered."""
+    return fit_expert(
         data,
         trainer=load_trainer(job.config, job.model),
         recipe=job.recipe,
         seed=job.config.seed,
-        output_dir=checkpoints,
+        output_dir=job.run.directory.checkpoints / expert_id,
         use_self_edits=job.use_self_edits,
         resume=job.resume,
-        emit=run.emit,
+        emit=job.run.emit,
         should_stop=job.should_stop,
     )
+
+
+def _register(
+    job: _Job,
+    store: FileExpertStore,
+    card: Expert,
+    data: TrainingData,
+    trained: TrainedExpert,
+    optimisation: dict[str, Any] | None = None,
+) -> ExpertReport:
+    """Publishes the expert; the state is committed last."""
+    run = job.run
     atomic_write_json(run.directory.path / _STATS_FILE, trained.dataset_stats)
     expert = _as_registered(job, store, card, trained)
-    _publish(job, store, expert, data, trained)
-    run.directory.commit_state({"finished": True})
-    shutil.rmtree(checkpoints, ignore_errors=True)
-    notes = _notes(job, data)
+    provenance = {**_provenance(job, data, trained), "restem": optimisation}
+    _publish(job, store, expert, trained, provenance)
+    run.directory.commit_state(finished_state(restem_run_of(run.directory.path)))
+    shutil.rmtree(run.directory.checkpoints / card.expert_id, ignore_errors=True)
+    notes = _notes(job, data, optimisation)
     for note in notes:
         run.emit(Notice(note))
-    folder = store.folder(card.expert_id)
     return ExpertReport(
-        expert, folder, run.directory.path, trained.result, trained.dataset_stats, notes
+        expert,
+        store.folder(card.expert_id),
+        run.directory.path,
+        trained.result,
+        trained.dataset_stats,
+        notes,
+        optimisation,
     )
 
 
@@ -187,7 +281,7 @@ def _run_path(
         raise UsageError("--overwrite and --resume exclude each other", "give one of them")
     store.folder(expert_id)  # refuses an id that is not valid
     path = config.paths.artifacts / "runs" / f"train-expert-{expert_id}"
-    unfinished = (path / "run.json").exists() and not (path / "state.json").exists()
+    unfinished = (path / "run.json").exists() and not _is_finished(path)
     known = store.get(expert_id)
     if known is not None and known.is_frozen:
         raise ExpertExistsError(
@@ -217,10 +311,16 @@ def _run_path(
     return path
 
 
+def _is_finished(path: Path) -> bool:
+    """Whether a run has committed its last state."""
+    state = read_json(path / "state.json", default=None)
+    return isinstance(state, dict) and state.get("finished") is True
+
+
 def _has_work(path: Path) -> bool:
     """Whether a run has finished anything that would be lost; one that was refused has not."""
-    checkpoints = path / "checkpoints"
-    return (path / "edits.journal").exists() or any(checkpoints.glob("*"))
+    begun = (path / "edits.journal").exists() or any((path / "checkpoints").glob("*"))
+    return begun or restem_run_of(path) is not None
 
 
 def _set_aside(path: Path) -> None:
@@ -237,30 +337,37 @@ def _set_aside(path: Path) -> None:
 
 def _prepare(job: _Job) -> TrainingData:
     """Reads the data, has self-edits written, and keeps both in the run directory."""
+    orchestrator = AutoTrainingOrchestrator(
+        job.config, model=job.model, generate=partial(_write, job)
+    )
+    data = orchestrator.prepare_training_data(job.dataset, job.use_self_edits)
+    _keep(job, data)
+    return data
+
+
+def _write(job: _Job, passages: Sequence[Passage]) -> list[PassageEdits]:
+    """Has self-edits written, by the base model or the config's generator; journalled."""
     config, run = job.config, job.run
     with (
         cache_in_use(config, run.emit) as cache,
         writing_model(config, job.model, emit=run.emit) as writes,
     ):
         generator = build_generator(config, writes, job.recipe, cache=cache, emit=run.emit)
-
-        def generate(passages: Sequence[Passage]) -> list[PassageEdits]:
-            fingerprint = generation_fingerprint(config, file_digest(job.dataset), generator)
-            return journalled_edits(
-                config, run, generator, tuple(passages), fingerprint, job.should_stop
-            )
-
-        orchestrator = AutoTrainingOrchestrator(
-            config, model=job.model, generator=generator, generate=generate
+        fingerprint = generation_fingerprint(config, file_digest(job.dataset), generator)
+        return journalled_edits(
+            config, run, generator, tuple(passages), fingerprint, job.should_stop
         )
-        data = orchestrator.prepare_training_data(job.dataset, job.use_self_edits)
+
+
+def _keep(job: _Job, data: TrainingData) -> None:
+    """Keeps the data of a training in its run directory."""
+    run = job.run
     if data.rejects:
         run.directory.add_rejects(*(asdict(reject) for reject in data.rejects))
         run.emit(Notice(f"{len(data.rejects)} records of {job.dataset} were left out", "warning"))
     examples = data.augmented if job.use_self_edits else data.original
     _write_lines(run.directory.path / _EXAMPLES_FILE, [asdict(e) for e in examples])
     _write_lines(run.directory.path / "dropped.jsonl", [asdict(d) for d in data.drops])
-    return data
 
 
 def _write_lines(path: Path, records: Sequence[dict[str, Any]]) -> None:
@@ -320,10 +427,13 @@ def _provenance(job: _Job, data: TrainingData, trained: TrainedExpert) -> dict[s
 
 
 def _publish(
-    job: _Job, store: FileExpertStore, expert: Expert, data: TrainingData, trained: TrainedExpert
+    job: _Job,
+    store: FileExpertStore,
+    expert: Expert,
+    trained: TrainedExpert,
+    provenance: dict[str, object],
 ) -> None:
     """Puts the expert's folder in place, whole, then its registry entry."""
-    provenance = _provenance(job, data, trained)
     folder = store.folder(expert.expert_id)
     with guarded("make", folder.parent):
         folder.parent.mkdir(parents=True, exist_ok=True)
@@ -339,8 +449,12 @@ def _publish(
     store.write_card(expert.expert_id, provenance)
 
 
-def _notes(job: _Job, data: TrainingData) -> tuple[str, ...]:
+def _notes(job: _Job, data: TrainingData, optimisation: dict[str, Any] | None) -> tuple[str, ...]:
     notes = []
+    if optimisation is not None:
+        notes.append(f"ReST-EM: {optimisation['verdict']}")
+        if optimisation["generator"] is None:
+            notes.append("no generator was better, so the untrained model wrote the self-edits")
     if job.use_self_edits:
         notes.append(f"strategy {job.recipe.strategy} ({describe_strategy(job.recipe)})")
     if data.failures:
@@ -350,7 +464,9 @@ def _notes(job: _Job, data: TrainingData) -> tuple[str, ...]:
         )
     if data.validation.kind == "none":
         reason = "the data has no questions and too few passages to hold any back"
-        if job.config.training.validation_fraction == 0:
+        if optimisation is not None:
+            reason = "training.validation_fraction is 0"
+        elif job.config.training.validation_fraction == 0:
             reason = "the data has no questions, and training.validation_fraction is 0"
         notes.append(f"nothing was validated: {reason}")
     return tuple(notes)

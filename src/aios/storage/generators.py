@@ -61,7 +61,7 @@ def write_generator(folder: Path, adapter: AdapterRef, card: GeneratorCard) -> A
             "write the card from the adapter that it goes with",
         )
     GeneratorCard.from_json(card.to_json())  # what is written can be read
-    _refuse_other_files(folder)
+    refuse_other_files(folder)
     config = read_bytes(adapter.path / _CONFIG_NAME, _MAX_CONFIG_BYTES)
     weights = read_bytes(adapter.path / _WEIGHTS_NAME, _MAX_WEIGHTS_BYTES)
     if hashlib.sha256(weights).hexdigest() != adapter.digest:
@@ -163,11 +163,12 @@ def _cell(value: object) -> str:
     return str(value).replace("|", "\\|")
 
 
-def _refuse_other_files(folder: Path) -> None:
+def refuse_other_files(folder: Path) -> None:
     """Keeps a folder of someone's own from being replaced by a generator.
 
     Raises:
         UsageError: It holds something that is no part of a generator.
+        StorageError: It is no folder, or cannot be read.
     """
     recover(folder)
     with guarded("list", folder):

@@ -262,7 +262,7 @@ def default_recipes() -> dict[str, Recipe]:
             strategy="cloze",
             num_edits_per_passage=1,
             generator=GeneratorRecipe(
-                arms=("cloze", "self-qa", "rewrite", "implications"),
+                arms=("implications", "rewrite", "self-qa"),
                 rank=64,
                 alpha=128,
                 learning_rate=1e-3,

@@ -70,7 +70,7 @@ class RestemConfig(Section):
         "passage",
     )
     kept_per_passage: int = Field(
-        default=1, ge=1, le=100, description="Most self-edits of a passage that it learns from"
+        default=2, ge=1, le=100, description="Most self-edits of a passage that it learns from"
     )
     racing: bool = Field(
         default=True, description="Repeat trials only where they decide between candidates"

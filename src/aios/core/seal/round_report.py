@@ -126,12 +126,13 @@ def held_out_of(tried: Sequence[TriedPassage]) -> HeldOut:
 
 def describe_round(report: RoundReport) -> str:
     """A round in one line."""
+    held_out = "" if report.held_out is None else f"held-out {report.held_out.mean:+.3f}"
+    if report.number == 0:
+        return held_out or "not examined: no passage is held out"
     parts = [f"{report.rewarded} of {report.tried} self-edits rewarded, {report.kept} kept"]
     if report.improvement is not None:
         parts.append(f"mean improvement {report.improvement:+.3f}")
-    if report.held_out is not None:
-        parts.append(f"held-out {report.held_out.mean:+.3f}")
-    return "; ".join(parts if report.number else parts[-1:])
+    return "; ".join([*parts, *filter(None, [held_out])])
 
 
 def candidate_event(
