@@ -29,6 +29,7 @@ import numpy as np
 
 import aios
 from aios.app.composition import build_generator, open_cache, recipe_for
+from aios.app.generators import writing_model
 from aios.core.data.probes import Probe, make_probes
 from aios.core.data.readers import read_passages
 from aios.core.evaluation.ab_test import retention_requests
@@ -36,8 +37,8 @@ from aios.core.protocols import LanguageModel, TrialBench
 from aios.core.seal.test_time_training import own_bench, text_items
 from aios.core.seeds import derive
 from aios.core.training.examples import LossOn, edit_examples, passage_examples
-from aios.core.trials import TrialJob
-from aios.core.types import LoraRecipe, Passage, SelfEdit, TrainExample
+from aios.core.trials import Answered, TrialJob, TrialOutcome
+from aios.core.types import LoraRecipe, Passage, SelfEdit
 
 RESULTS = Path(__file__).parent / "results" / "edit_search.jsonl"
 RETENTION = Path(__file__).parent.parent / "examples" / "retention.txt"
@@ -62,6 +63,7 @@ class Variant:
         passage_copies: Times the passage stands among the examples.
         loss_on: Which part of question-answer items carries loss.
         template: What stands before the answer that is scored.
+        generator: Folder of the generator that writes; empty: the untrained model does.
     """
 
     name: str
@@ -74,6 +76,7 @@ class Variant:
     passage_copies: int = 1
     loss_on: LossOn = "all"
     template: str = "Question: {question}\nAnswer:"
+    generator: str = ""
 
 
 WRITTEN = (
@@ -187,16 +190,16 @@ def search(
 
 
 def edits_of(
-    model: LanguageModel, variant: Variant, passages: Sequence[Passage]
+    model: LanguageModel, variant: Variant, passages: Sequence[Passage], seed: int = 0
 ) -> dict[str, list[SelfEdit]]:
-    """The self-edits of each passage."""
+    """The self-edits of each passage; the seed chooses among those that come with the file, too."""
     if not variant.strategy:
         return {p.id: [] for p in passages}
     if variant.strategy == RELEASED:
         return {
             p.id: [
                 SelfEdit(p.id, RELEASED, n, tuple(text_items(text)))
-                for n, text in enumerate(p.completions[: variant.edits])
+                for n, text in enumerate(p.completions[seed : seed + variant.edits])
             ]
             for p in passages
         }
@@ -204,12 +207,14 @@ def edits_of(
         f"seal.strategy={variant.strategy}",
         *(() if ":" in variant.strategy else (f"seal.num_edits_per_passage={variant.edits}",)),
         f"seal.temperature={variant.temperature}",
+        f"seed={seed}",
         "seal.max_new_tokens=384",
         "seal.batch_size=8",
+        *([f"seal.generator={variant.generator}"] if variant.generator else []),
         *variant.settings,
     )
-    with open_cache(config) as cache:
-        generator = build_generator(config, model, recipe_for(config, model), cache=cache)
+    with open_cache(config) as cache, writing_model(config, model) as writer:
+        generator = build_generator(config, writer, recipe_for(config, model), cache=cache)
         return {r.passage.id: list(r.kept) for r in generator.generate(passages)}
 
 
@@ -262,7 +267,7 @@ def trials(
     return list(rows.values())
 
 
-def wanted_questions(outcome: Any, retention: Sequence[Probe]) -> Sequence[Any]:
+def wanted_questions(outcome: TrialOutcome, retention: Sequence[Probe]) -> Sequence[Answered]:
     """The answers that are of questions, not of the retention text."""
     return outcome.answers[: len(outcome.answers) - len(retention)]
 

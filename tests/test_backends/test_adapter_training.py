@@ -356,6 +356,28 @@ def test_running_out_of_memory_is_our_error_and_may_be_tried_again(
     assert caught.value.retryable
 
 
+def test_where_memory_runs_out_gradients_are_accumulated_over_smaller_rows(
+    trainer: TorchAdapterTrainer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    events: list[Event] = []
+    job = make_job(tmp_path / "small", SENTENCE, SENTENCE, SENTENCE)
+    whole = trainer.fit(make_job(tmp_path / "whole", SENTENCE, SENTENCE, SENTENCE))
+    forward, rows = training_run.last_hidden_states, list[int]()
+
+    def with_little_memory(model: Any, row: Any) -> Any:
+        rows.append(row.ids.numel())
+        if row.ids.numel() > rows[0] * 2 / 3:  # two sentences are too many
+            raise torch.OutOfMemoryError("no memory left")
+        return forward(model, row)
+
+    monkeypatch.setattr(training_run, "last_hidden_states", with_little_memory)
+    result = trainer.fit(job, emit=events.append)
+    assert [e for e in events if isinstance(e, Notice) and "out of memory" in e.message]
+    assert max(rows[1:]) < rows[0]
+    losses = [[point.train_loss for point in one.curve[1:]] for one in (whole, result)]
+    assert losses[1] == pytest.approx(losses[0], rel=1e-3)
+
+
 def test_texts_without_a_token_to_learn_are_counted(
     trainer: TorchAdapterTrainer, tmp_path: Path
 ) -> None:

@@ -107,6 +107,23 @@ class ExpertReport:
     result: TrainingResult
     dataset_stats: dict[str, Any]
     notes: tuple[str, ...] = ()
+    restem: dict[str, Any] | None = None
+
+
+@dataclass(frozen=True)
+class RestemPlan:
+    """The shape of `aios.app.restem.RestemPlan`."""
+
+    passages: int = 4
+    held_out: int = 1
+    without_questions: int = 0
+    rejected: int = 0
+    arms: tuple[str, ...] = ("implications",)
+    rounds: int = 2
+    passages_per_round: int = 4
+    candidates: int = 20
+    trials: int = 36
+    held_out_trials: int = 7
 
 
 @dataclass(frozen=True)
@@ -174,6 +191,7 @@ class FakeApp:
 FUNCTIONS = {
     "aios.app.generate": ("generate_edits", "preview_edits"),
     "aios.app.generation_plan": ("plan_generation",),
+    "aios.app.restem": ("plan_restem",),
     "aios.app.train_expert": ("train_expert",),
     "aios.app.ab_test": ("run_ab_test",),
     "aios.app.cache": ("warm_cache",),
@@ -217,6 +235,7 @@ def app(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> FakeApp:
         "generate_edits": GenerateReport(tmp_path / "edits.jsonl"),
         "plan_generation": GeneratePlan(),
         "preview_edits": [_previewed()],
+        "plan_restem": RestemPlan(),
         "train_expert": _expert_report(tmp_path),
         "run_ab_test": _ab_report(tmp_path),
         "warm_cache": WarmReport(),

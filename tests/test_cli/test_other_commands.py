@@ -54,6 +54,8 @@ def test_self_edits_can_be_turned_off(off: list[str], app: Any, passages: Path) 
         (["--no-seal", "--seal-strategy", "rewrite"], "--seal-strategy cannot be used with"),
         (["--no-seal", "--num-edits", "2"], "--num-edits cannot be used with --no-seal"),
         (["--no-seal", "--seal-generator", "g"], "--seal-generator cannot be used with --no-seal"),
+        (["--no-seal", "--restem"], "--restem cannot be used with --no-seal"),
+        (["--restem", "--seal-generator", "g"], "--restem and --seal-generator contradict"),
     ],
 )
 def test_contradicting_flags_are_wrong_usage(
@@ -99,6 +101,37 @@ def test_train_expert_dry_run_shows_recipe_and_plan(
     assert run(train(passages, "--dry-run", "--json")) == 0
     assert json.loads(capsys.readouterr().out)["generation"]["candidates"] == 20
     assert {name for name, *_ in app.calls} == {"plan_generation"}
+
+
+def test_train_expert_optimises_the_generator_on_request(
+    app: Any, passages: Path, capsys: Capture
+) -> None:
+    assert run(train(passages)) == 0
+    assert app.kwargs["restem"] is False
+    app.results["train_expert"] = replace(
+        app.results["train_expert"],
+        restem={"run": "runs/restem-1", "generator": "runs/restem-1/generator"},
+    )
+    assert run(train(passages, "--restem")) == 0
+    assert app.kwargs["restem"] is True
+    out = capsys.readouterr().out
+    assert "ReST-EM run         runs/restem-1\n" in out
+    assert "generator           runs/restem-1/generator\n" in out
+
+
+@pytest.mark.parametrize("more", [["--restem"], ["--set", "seal.enable_rl_optimization=true"]])
+def test_train_expert_dry_run_counts_what_restem_would_do(
+    more: list[str], app: Any, passages: Path, capsys: Capture
+) -> None:
+    assert run(train(passages, "--dry-run", *more)) == 0
+    out = capsys.readouterr().out
+    assert "at most 2 rounds of 4 passages, 20 candidates, 43 trials" in out
+    assert run(train(passages, "--dry-run", "--json", *more)) == 0
+    assert json.loads(capsys.readouterr().out)["restem"]["rounds"] == 2
+    if more == ["--restem"]:
+        return
+    assert run(train(passages, "--dry-run", "--no-seal", *more)) == 0
+    assert "ReST-EM" not in capsys.readouterr().out
 
 
 def test_train_expert_dry_run_names_the_strategy_of_the_generator(

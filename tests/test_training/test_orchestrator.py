@@ -9,11 +9,12 @@ import pytest
 
 from aios.backends.scripted import Faults, ScriptedModel
 from aios.core.config.schemas import Config
-from aios.core.errors import DataError
+from aios.core.errors import DataError, UsageError
 from aios.core.seal.quality import FilterSettings
 from aios.core.seal.self_edit_generator import PassageEdits, SelfEditGenerator
 from aios.core.training.auto_training_orchestrator import (
     AutoTrainingOrchestrator,
+    RestemExpert,
     TrainingData,
     refuse_leakage,
 )
@@ -273,3 +274,100 @@ def test_one_group_of_near_duplicates_cannot_be_split(write: Any) -> None:
     base = text_about("Arn", "mill", 0)
     with pytest.raises(DataError, match="near-duplicate group"):
         prepare(write({"text": base}, {"text": f"{base} Truly."}))
+
+
+# ------------------------------------------------------------ with ReST-EM
+
+
+class Work:
+    """Fakes of what optimises a generator and trains an expert; they note what they were given."""
+
+    def __init__(self) -> None:
+        self.optimised: list[str] = []
+        self.written: list[str] = []
+        self.fitted: list[TrainingData] = []
+
+    def optimize(self, passages: Sequence[Passage]) -> Any:
+        self.optimised = [passage.id for passage in passages]
+        return self.write
+
+    def write(self, passages: Sequence[Passage]) -> list[PassageEdits]:
+        self.written = [passage.id for passage in passages]
+        return [
+            PassageEdits(p, (SelfEdit(p.id, "cloze", 0, (f"{p.id} has wardens.",)),))
+            for p in passages
+        ]
+
+    def fit(self, expert_id: str, data: TrainingData) -> Any:
+        self.fitted.append(data)
+        return f"trained {expert_id}"
+
+
+def with_restem(path: Path, work: Work, split: float = 0.34) -> RestemExpert:
+    orchestrator = AutoTrainingOrchestrator(
+        config(), model=ScriptedModel(), optimize=work.optimize, fit=work.fit
+    )
+    return orchestrator.train_expert_with_restem("mills", path, split)
+
+
+def test_with_restem_nothing_is_validated_on_that_the_generator_was_optimised_on(
+    write: Any,
+) -> None:
+    work = Work()
+    made = with_restem(write(*(record(n, questions=True) for n in range(6))), work)
+    assert len(made.optimised_on) == 4
+    assert len(made.validated_on) == 2
+    assert list(made.optimised_on) == work.optimised
+    assert set(made.optimised_on) | set(made.validated_on) == set(NAMES)
+    asked = {request.continuation.strip() for request in made.data.validation.requests}
+    assert asked == {f"Tove Lind-{name}" for name in made.validated_on}
+    assert made.data.validation.kind == "questions"
+
+
+def test_with_restem_the_expert_is_trained_on_all_passages_and_their_self_edits(
+    write: Any,
+) -> None:
+    work = Work()
+    path = write(*(record(n, questions=n < 5) for n in range(6)))
+    made = with_restem(path, work)
+    assert made.trained == "trained mills"  # type: ignore[comparison-overlap]
+    (data,) = work.fitted
+    assert made.data is data
+    assert work.written == list(NAMES)
+    assert {example.passage_id for example in data.augmented} == set(NAMES)
+    assert {example.source for example in data.augmented} == {"passage", "cloze"}
+    assert NAMES[5] not in (*made.optimised_on, *made.validated_on)
+
+
+def test_with_restem_and_no_validation_all_questions_are_optimised_on(write: Any) -> None:
+    work = Work()
+    made = with_restem(write(*(record(n, questions=True) for n in range(3))), work, split=0)
+    assert len(work.optimised) == 3
+    assert made.validated_on == ()
+    assert made.data.validation.kind == "none"
+
+
+def test_restem_needs_questions_a_share_below_one_and_what_does_the_work(write: Any) -> None:
+    plain = write(*(record(n, questions=False) for n in range(3)))
+    work = Work()
+    with pytest.raises(DataError, match="no self-edit can be rewarded"):
+        with_restem(plain, work)
+    with pytest.raises(UsageError, match="fraction is 1"):
+        with_restem(write(*(record(n, questions=True) for n in range(3))), work, split=1.0)
+    orchestrator = AutoTrainingOrchestrator(config(), model=ScriptedModel())
+    with pytest.raises(UsageError, match="nothing that optimises") as caught:
+        orchestrator.train_expert_with_restem("mills", plain)
+    assert "restem=True" in caught.value.remedy
+    assert work.optimised == []
+
+
+def test_with_restem_leakage_is_refused_before_any_work(write: Any) -> None:
+    records = [record(n, questions=True) for n in range(3)]
+    for one, name in zip(records, NAMES, strict=False):
+        question = f"Who founded the mill of {name} in the very first place?"
+        one["questions"] = [{"question": question, "answer": f"Tove Lind-{name}"}]
+        one["text"] = f"{one['text']} {question} Nobody asks."
+    work = Work()
+    with pytest.raises(DataError, match="leaks into training"):
+        with_restem(write(*records), work)
+    assert work.optimised == []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import PurePath
 
 import yaml
 
@@ -35,6 +36,7 @@ def render_model_card(expert: Expert, provenance: Mapping[str, object]) -> str:
         f"| passages | {len(_listed(provenance.get('passages')))} |",
         f"| self-edits | {provenance.get('edits', 0)} ({provenance.get('strategy') or 'none'}) |",
         *_generator_row(provenance.get("generator")),
+        *_restem_row(provenance.get("restem")),
         f"| recipe | {provenance.get('recipe', '')} |",
         f"| seed | {provenance.get('seed', '')} |",
         f"| validation on | {provenance.get('validation', '')} |",
@@ -55,6 +57,14 @@ def _generator_row(generator: object) -> list[str]:
         return []
     digest = str(generator.get("adapter_digest", ""))[:12]
     return [f"| self-edits written by | generator `{digest}`, round {generator.get('round')} |"]
+
+
+def _restem_row(restem: object) -> list[str]:
+    """The ReST-EM run that was made for this expert, if there was one."""
+    if not isinstance(restem, Mapping):
+        return []
+    passages, run = restem.get("passages"), PurePath(str(restem.get("run", ""))).name
+    return [f"| generator optimised in | `{run}`, on {passages} passages |"]
 
 
 def _listed(value: object) -> list[object]:

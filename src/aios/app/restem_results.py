@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from aios.app.restem_records import read_rewards
+from aios.app.restem_records import RoundRewards, read_rewards
 from aios.app.restem_report import render_restem_report, restem_document
 from aios.app.restem_rounds import RecordedRounds
 from aios.core.files import atomic_write_bytes, atomic_write_text, encode_json, parse_json
@@ -53,9 +53,10 @@ def write_results(
     Raises:
         StorageError: They cannot be written, or the candidates not be read.
     """
-    rounds = read_rewards(path)
-    candidates = {one.number: one.tried for one in rounds}
-    held_out = {one.number: one.held_out for one in rounds}
+    found = {rewards.number: rewards for rewards in read_rewards(path)}
+    rounds = {r.number: found.get(r.number, RoundRewards(r.number)) for r in state.rounds}
+    candidates = {number: rewards.tried for number, rewards in rounds.items()}
+    held_out = {number: rewards.held_out for number, rewards in rounds.items()}
     numbers = encode_json(restem_document(state, info), indent=2) + b"\n"
     page = render_restem_report(state, candidates, held_out, passages, info)
     atomic_write_bytes(path / "metrics.json", numbers)

@@ -6,23 +6,21 @@ import shutil
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
-from datetime import datetime, timezone
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from aios.app.composition import (
-    Run,
-    build_generator,
-    cache_in_use,
-    describe_strategy,
-    recipe_for,
-    started_run,
-)
+from aios.app.composition import build_generator, cache_in_use, recipe_for, started_run
 from aios.app.edit_journal import file_digest, generation_fingerprint, journalled_edits
+from aios.app.expert_publishing import (
+    EXAMPLES_FILE,
+    STATS_FILE,
+    ExpertJob,
+    expert_notes,
+    publish_expert,
+)
 from aios.app.generation_plan import check_input
-from aios.app.generators import check_generator, describe_generator, writing_model
-from aios.app.model_card import render_model_card
+from aios.app.generators import check_generator, writing_model
 from aios.app.models import load_model, load_trainer
 from aios.app.restem_expert import (
     describe_optimisation,
@@ -32,20 +30,16 @@ from aios.app.restem_expert import (
     restem_run_of,
 )
 from aios.core.config.feature_flags import is_enabled
-from aios.core.config.recipes import ResolvedRecipe
 from aios.core.config.schemas import Config
 from aios.core.errors import ExpertExistsError, UsageError
 from aios.core.events import Notice
 from aios.core.files import (
     atomic_write_bytes,
     atomic_write_json,
-    atomic_write_text,
     encode_json,
     guarded,
-    read_bytes,
     read_json,
 )
-from aios.core.folders import atomic_folder
 from aios.core.protocols import Emit, LanguageModel, ShouldStop, ignore, never
 from aios.core.seal.self_edit_generator import PassageEdits
 from aios.core.training.auto_training_orchestrator import (
@@ -57,11 +51,6 @@ from aios.core.training.expert_trainer import TrainedExpert
 from aios.core.training.expert_trainer import train_expert as fit_expert
 from aios.core.types import Expert, Passage, TrainingResult
 from aios.storage.experts import FileExpertStore
-
-_ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors", "training.json")
-_EXAMPLES_FILE = "augmented.jsonl"
-_STATS_FILE = "dataset_stats.json"
-_MAX_FILE_BYTES = 8 << 30
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,7 +139,7 @@ def train_expert(
     with started_run(config, "train-expert", emit, path=path, resume=resume) as run:
         model = model or load_model(config, emit=run.emit)
         recipe = recipe_for(config, model)
-        job = _Job(config, run, model, recipe, dataset, use_self_edits, resume, should_stop)
+        job = ExpertJob(config, run, model, recipe, dataset, use_self_edits, resume, should_stop)
         if restem:
             return _train_with_restem(job, store, card, emit)
         data = _prepare(job)
@@ -182,22 +171,8 @@ def _with_generator(config: Config, folder: Path | None) -> Config:
     return config.model_copy(update={"seal": seal})
 
 
-@dataclass(frozen=True, slots=True)
-class _Job:
-    """What every step of a training needs."""
-
-    config: Config
-    run: Run
-    model: LanguageModel
-    recipe: ResolvedRecipe
-    dataset: Path
-    use_self_edits: bool
-    resume: bool
-    should_stop: ShouldStop
-
-
 def _train_with_restem(
-    job: _Job, store: FileExpertStore, card: Expert, display: Emit
+    job: ExpertJob, store: FileExpertStore, card: Expert, display: Emit
 ) -> ExpertReport:
     """Optimises the generator, then has the best one write, and trains and publishes the expert."""
     optimisation: dict[str, Any] = {}
@@ -228,7 +203,7 @@ def _train_with_restem(
     return _register(job, store, card, made.data, made.trained, optimisation)
 
 
-def _fit(job: _Job, expert_id: str, data: TrainingData) -> TrainedExpert:
+def _fit(job: ExpertJob, expert_id: str, data: TrainingData) -> TrainedExpert:
     """Trains the adapter; its checkpoints stay until the expert is registered."""
     return fit_expert(
         data,
@@ -244,7 +219,7 @@ def _fit(job: _Job, expert_id: str, data: TrainingData) -> TrainedExpert:
 
 
 def _register(
-    job: _Job,
+    job: ExpertJob,
     store: FileExpertStore,
     card: Expert,
     data: TrainingData,
@@ -253,13 +228,11 @@ def _register(
 ) -> ExpertReport:
     """Publishes the expert; the state is committed last."""
     run = job.run
-    atomic_write_json(run.directory.path / _STATS_FILE, trained.dataset_stats)
-    expert = _as_registered(job, store, card, trained)
-    provenance = {**_provenance(job, data, trained), "restem": optimisation}
-    _publish(job, store, expert, trained, provenance)
+    atomic_write_json(run.directory.path / STATS_FILE, trained.dataset_stats)
+    expert = publish_expert(job, store, card, data, trained, optimisation)
     run.directory.commit_state(finished_state(restem_run_of(run.directory.path)))
     shutil.rmtree(run.directory.checkpoints / card.expert_id, ignore_errors=True)
-    notes = _notes(job, data, optimisation)
+    notes = expert_notes(job, data, optimisation)
     for note in notes:
         run.emit(Notice(note))
     return ExpertReport(
@@ -335,7 +308,7 @@ def _set_aside(path: Path) -> None:
         path.rename(target)
 
 
-def _prepare(job: _Job) -> TrainingData:
+def _prepare(job: ExpertJob) -> TrainingData:
     """Reads the data, has self-edits written, and keeps both in the run directory."""
     orchestrator = AutoTrainingOrchestrator(
         job.config, model=job.model, generate=partial(_write, job)
@@ -345,7 +318,7 @@ def _prepare(job: _Job) -> TrainingData:
     return data
 
 
-def _write(job: _Job, passages: Sequence[Passage]) -> list[PassageEdits]:
+def _write(job: ExpertJob, passages: Sequence[Passage]) -> list[PassageEdits]:
     """Has self-edits written, by the base model or the config's generator; journalled."""
     config, run = job.config, job.run
     with (
@@ -359,114 +332,16 @@ def _write(job: _Job, passages: Sequence[Passage]) -> list[PassageEdits]:
         )
 
 
-def _keep(job: _Job, data: TrainingData) -> None:
+def _keep(job: ExpertJob, data: TrainingData) -> None:
     """Keeps the data of a training in its run directory."""
     run = job.run
     if data.rejects:
         run.directory.add_rejects(*(asdict(reject) for reject in data.rejects))
         run.emit(Notice(f"{len(data.rejects)} records of {job.dataset} were left out", "warning"))
     examples = data.augmented if job.use_self_edits else data.original
-    _write_lines(run.directory.path / _EXAMPLES_FILE, [asdict(e) for e in examples])
+    _write_lines(run.directory.path / EXAMPLES_FILE, [asdict(e) for e in examples])
     _write_lines(run.directory.path / "dropped.jsonl", [asdict(d) for d in data.drops])
 
 
 def _write_lines(path: Path, records: Sequence[dict[str, Any]]) -> None:
     atomic_write_bytes(path, b"".join(encode_json(record) + b"\n" for record in records))
-
-
-def _as_registered(
-    job: _Job, store: FileExpertStore, card: Expert, trained: TrainedExpert
-) -> Expert:
-    """The expert with what its training gave; its place among other experts is kept."""
-    now = datetime.now(timezone.utc).isoformat(timespec="seconds")
-    before = store.get(card.expert_id)
-    first, best = trained.result.curve[0], trained.result.best
-    metrics = {
-        "validation_loss_before": first.validation_loss,
-        "validation_loss": best.validation_loss,
-        "train_seconds": trained.result.seconds,
-        "tokens": float(trained.result.tokens),
-    }
-    return replace(
-        card,
-        created_at=before.created_at if before and before.created_at else now,
-        last_trained=now,
-        training_datasets=(str(job.dataset),),
-        performance_metrics={k: v for k, v in metrics.items() if v is not None},
-        is_active=before.is_active if before else True,
-        parent_expert_id=before.parent_expert_id if before else None,
-        child_expert_ids=before.child_expert_ids if before else (),
-        model_architecture=job.model.name,
-        checkpoint_path=str(store.folder(card.expert_id)),
-        training_config=asdict(job.recipe.lora),
-    )
-
-
-def _provenance(job: _Job, data: TrainingData, trained: TrainedExpert) -> dict[str, object]:
-    """What goes into the expert's card besides the registry's fields."""
-    recipe = job.recipe
-    return {
-        "base_digest": job.model.digest,
-        "adapter_digest": trained.result.adapter.digest,
-        "recipe": recipe.name,
-        "recipe_source": recipe.measured,
-        "strategy": recipe.strategy if job.use_self_edits else None,
-        "strategy_source": describe_strategy(recipe) if job.use_self_edits else None,
-        "generator": describe_generator(job.config) if job.use_self_edits else None,
-        "seed": job.config.seed,
-        "dataset_sha256": file_digest(job.dataset),
-        "dataset_stats": trained.dataset_stats,
-        "passages": [p.id for p in data.passages],
-        "edits": len(data.edits),
-        "drops": len(data.drops),
-        "generation_failures": [asdict(f) for f in data.failures],
-        "validation": data.validation.kind,
-        "curve": [asdict(point) for point in trained.result.curve],
-        "best_step": trained.result.best.step,
-    }
-
-
-def _publish(
-    job: _Job,
-    store: FileExpertStore,
-    expert: Expert,
-    trained: TrainedExpert,
-    provenance: dict[str, object],
-) -> None:
-    """Puts the expert's folder in place, whole, then its registry entry."""
-    folder = store.folder(expert.expert_id)
-    with guarded("make", folder.parent):
-        folder.parent.mkdir(parents=True, exist_ok=True)
-    sources = [trained.result.adapter.path / name for name in _ADAPTER_FILES]
-    sources += [job.run.directory.path / name for name in (_EXAMPLES_FILE, _STATS_FILE)]
-    sources.append(folder / "expert.json")  # keys of others in it survive
-    with atomic_folder(folder) as building:
-        for source in sources:
-            if source.exists():
-                atomic_write_bytes(building / source.name, read_bytes(source, _MAX_FILE_BYTES))
-        atomic_write_text(building / "README.md", render_model_card(expert, provenance))
-    store.save(expert)
-    store.write_card(expert.expert_id, provenance)
-
-
-def _notes(job: _Job, data: TrainingData, optimisation: dict[str, Any] | None) -> tuple[str, ...]:
-    notes = []
-    if optimisation is not None:
-        notes.append(f"ReST-EM: {optimisation['verdict']}")
-        if optimisation["generator"] is None:
-            notes.append("no generator was better, so the untrained model wrote the self-edits")
-    if job.use_self_edits:
-        notes.append(f"strategy {job.recipe.strategy} ({describe_strategy(job.recipe)})")
-    if data.failures:
-        notes.append(
-            f"{len(data.failures)} passages have no self-edits, since generation failed; they "
-            "were trained on as they are"
-        )
-    if data.validation.kind == "none":
-        reason = "the data has no questions and too few passages to hold any back"
-        if optimisation is not None:
-            reason = "training.validation_fraction is 0"
-        elif job.config.training.validation_fraction == 0:
-            reason = "the data has no questions, and training.validation_fraction is 0"
-        notes.append(f"nothing was validated: {reason}")
-    return tuple(notes)

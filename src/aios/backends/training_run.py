@@ -19,13 +19,18 @@ from torch import Tensor
 
 from aios.backends.adapter_files import AdapterFolder, TrainingState, plain_config
 from aios.backends.chunked_loss import summed_cross_entropy
-from aios.backends.devices import peak_memory_bytes, reset_peak_memory
+from aios.backends.devices import (
+    memory_errors,
+    peak_memory_bytes,
+    release_memory,
+    reset_peak_memory,
+)
 from aios.backends.encoding import Encoded, fill_rows, pack
 from aios.backends.packed_forward import last_hidden_states, output_head
 from aios.backends.torch_lm import TorchLM
 from aios.backends.training_plan import StepPlan, learning_rate
-from aios.core.errors import NonFiniteError, RunInterrupted, StorageError
-from aios.core.events import Evaluated, StageFinished, StageProgress, StageStarted
+from aios.core.errors import NonFiniteError, OutOfMemoryError, RunInterrupted, StorageError
+from aios.core.events import Evaluated, Notice, StageFinished, StageProgress, StageStarted
 from aios.core.protocols import Emit, ShouldStop
 from aios.core.seeds import derive
 from aios.core.types import AdapterRef, CurvePoint, TrainingJob, TrainingResult
@@ -67,6 +72,7 @@ class TrainingRun:
         )
         self.state = TrainingState()
         self.name = job.output_dir.name
+        self.row_tokens = learner.row_tokens()  # most tokens of a forward and backward pass
         self.committed_at = time.monotonic()
         self.committed_step = -1
 
@@ -115,11 +121,33 @@ class TrainingRun:
 
     def _timed_step(self) -> None:
         started = time.perf_counter()
-        loss, labels = self._step([self.encoded[i] for i in self.plan.batches[self.state.step]])
+        loss, labels = self._fitting_step(
+            [self.encoded[i] for i in self.plan.batches[self.state.step]]
+        )
         self.state.loss_sum += loss
         self.state.loss_tokens += labels
         self.state.step += 1
         self.state.seconds += time.perf_counter() - started
+
+    def _fitting_step(self, batch: Sequence[Encoded]) -> tuple[float, int]:
+        """A step, in smaller rows where memory runs out: its gradients are accumulated over more.
+
+        Raises:
+            OutOfMemoryError: A single example is too much.
+        """
+        longest = max(len(example.ids) for example in batch)
+        while True:
+            try:
+                with memory_errors("train"):
+                    return self._step(batch)
+            except OutOfMemoryError:
+                if self.row_tokens <= longest:
+                    raise
+                self.row_tokens = max(longest, min(self.row_tokens, _tokens_of(batch)) // 2)
+                self.optimizer.zero_grad(set_to_none=True)
+                release_memory(self.learner.device)
+                told = f"out of memory: going on with rows of {self.row_tokens} tokens"
+                self.emit(Notice(told, "warning"))
 
     def _step(self, batch: Sequence[Encoded]) -> tuple[float, int]:
         """One optimiser step; the loss is the mean over the batch's label tokens.
@@ -130,12 +158,11 @@ class TrainingRun:
         labels = sum(example.label_count for example in batch)
         self._set_learning_rate()
         self.optimizer.zero_grad(set_to_none=True)
-        row_tokens = self.learner.row_tokens()
         summed = torch.zeros((), device=self.learner.device)
         with self.learner.active() as model, self._dropout():
             for parameter in self.parameters.values():
                 parameter.requires_grad_(True)
-            for indices in fill_rows((len(example.ids) for example in batch), row_tokens):
+            for indices in fill_rows((len(example.ids) for example in batch), self.row_tokens):
                 row = pack([batch[i] for i in indices], self.learner.device)
                 hidden = last_hidden_states(model, row)[row.predicting]
                 loss = summed_cross_entropy(hidden, output_head(model), row.targets)
@@ -283,3 +310,8 @@ def fill(parameters: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> Non
     with torch.no_grad():
         for name, parameter in parameters.items():
             parameter.copy_(weights[name])
+
+
+def _tokens_of(batch: Sequence[Encoded]) -> int:
+    """Tokens of a batch."""
+    return sum(len(example.ids) for example in batch)

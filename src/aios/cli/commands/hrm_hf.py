@@ -23,6 +23,7 @@ from aios.cli.options import (
 from aios.core.errors import UsageError
 
 if TYPE_CHECKING:
+    from aios.app.restem import RestemPlan
     from aios.app.train_expert import ExpertReport
     from aios.core.config.schemas import Config
 
@@ -46,7 +47,10 @@ def hrm_hf() -> None:
     "train-expert",
     cls=Command,
     short_help="Train an expert on passages and self-edits.",
-    examples=("aios hrm-hf train-expert --expert-id harbours --dataset passages.jsonl",),
+    examples=(
+        "aios hrm-hf train-expert --expert-id harbours --dataset passages.jsonl",
+        "aios hrm-hf train-expert --expert-id harbours --dataset passages.jsonl --restem",
+    ),
 )
 @click.option(
     "--expert-id",
@@ -65,6 +69,12 @@ def hrm_hf() -> None:
 )
 @num_edits_option
 @generator_option
+@click.option(
+    "--restem",
+    is_flag=True,
+    help="Optimise the generator by ReST-EM first, on part of the passages, and validate on the "
+    "rest; as seal.enable_rl_optimization does.",
+)
 @click.option(
     "--seal-verbose",
     is_flag=True,
@@ -100,6 +110,7 @@ def train_expert(
     expert_id: str,
     dataset: Path,
     no_seal: bool,
+    restem: bool,
     seal_verbose: bool,
     name: str | None,
     description: str,
@@ -114,8 +125,12 @@ def train_expert(
     The model first writes self-edits of the training passages; then a LoRA adapter is trained on
     both. The best checkpoint on the held-out side is kept, with the data it was trained on. A
     setting that is not given comes from the recipe that was measured for the base model.
+
+    With --restem the model first learns to write self-edits that help, by ReST-EM, which takes
+    most of the time; then the best generator writes. The run can be watched meanwhile (aios seal
+    restem status).
     """
-    _check_flags(common, no_seal=no_seal, overwrite=overwrite, resume=resume)
+    _check_flags(common, no_seal=no_seal, restem=restem, overwrite=overwrite, resume=resume)
     from aios.cli.interrupts import resume_line, stop_on_signals
     from aios.cli.progress import show_progress
     from aios.cli.rendering import write_json
@@ -123,7 +138,8 @@ def train_expert(
     config = load(common).config
     use_self_edits = config.seal.enabled and not no_seal
     if dry_run:
-        _dry_run(common, config, expert_id, dataset, use_self_edits)
+        optimised = restem or config.seal.enable_rl_optimization
+        _dry_run(common, config, expert_id, dataset, use_self_edits, use_self_edits and optimised)
         return
     from aios.app.train_expert import train_expert as train
 
@@ -141,6 +157,7 @@ def train_expert(
             category=category,
             goals=goals,
             use_self_edits=use_self_edits,
+            restem=restem,
             overwrite=overwrite,
             resume=resume,
             emit=emit,
@@ -149,7 +166,9 @@ def train_expert(
     write_json(report) if common.json_output else _show(report)
 
 
-def _check_flags(common: Common, *, no_seal: bool, overwrite: bool, resume: bool) -> None:
+def _check_flags(
+    common: Common, *, no_seal: bool, restem: bool, overwrite: bool, resume: bool
+) -> None:
     """Refuses flags that contradict each other.
 
     Raises:
@@ -166,15 +185,26 @@ def _check_flags(common: Common, *, no_seal: bool, overwrite: bool, resume: bool
         "seal.generator": "--seal-generator",
     }
     pointless = [flag for key, flag in given.items() if key in common.flags]
+    pointless += ["--restem"] if restem else []
     if no_seal and pointless:
         raise UsageError(
             f"{' and '.join(pointless)} cannot be used with --no-seal",
             "leave out --no-seal to train on self-edits too",
         )
+    if restem and "seal.generator" in common.flags:
+        raise UsageError(
+            "--restem and --seal-generator contradict each other",
+            "--restem makes a generator, beginning with the base model: give one of them",
+        )
 
 
 def _dry_run(
-    common: Common, config: Config, expert_id: str, dataset: Path, use_self_edits: bool
+    common: Common,
+    config: Config,
+    expert_id: str,
+    dataset: Path,
+    use_self_edits: bool,
+    restem: bool,
 ) -> None:
     from aios.app.generation_plan import plan_generation
     from aios.cli.commands.seal import show_plan
@@ -182,6 +212,11 @@ def _dry_run(
     from aios.core.config.recipes import resolve_recipe
 
     plan = plan_generation(config, dataset)
+    optimisation: RestemPlan | None = None
+    if restem:
+        from aios.app.restem import plan_restem
+
+        optimisation = plan_restem(config, dataset)
     recipe = resolve_recipe(config, config.model.name)
     if config.seal.generator is not None:  # whose card may have chosen the strategy
         recipe = replace(
@@ -193,7 +228,7 @@ def _dry_run(
     if common.json_output:
         document = {"expert_id": expert_id, "passages": plan.passages, "rejected": plan.rejected}
         generation = to_json(plan) if use_self_edits else None
-        write_json({**document, "generation": generation, "recipe": recipe})
+        write_json({**document, "restem": optimisation, "generation": generation, "recipe": recipe})
         return
     lora = recipe.lora
     write_facts(
@@ -206,6 +241,7 @@ def _dry_run(
                 f"rank {lora.rank}, alpha {lora.alpha}, learning rate {lora.learning_rate:g}, "
                 f"{lora.epochs} epochs, batches of {lora.batch_size}",
             ),
+            ("ReST-EM first", _restem_words(optimisation)),
         ]
     )
     write_line()
@@ -214,6 +250,16 @@ def _dry_run(
         return
     write_facts([("passages", f"{plan.passages:,}"), ("self-edits", "none")])
     write_line("This was a dry run: nothing was trained or written.")
+
+
+def _restem_words(plan: RestemPlan | None) -> str:
+    """What ReST-EM would do at most: it counts the passages that are validated on, too."""
+    if plan is None:
+        return ""
+    return (
+        f"at most {plan.rounds} rounds of {plan.passages_per_round:,} passages, "
+        f"{plan.candidates:,} candidates, {plan.trials + plan.held_out_trials:,} trials"
+    )
 
 
 def _show(report: ExpertReport) -> None:
@@ -232,6 +278,8 @@ def _show(report: ExpertReport) -> None:
             ("time", format_duration(result.seconds)),
             ("peak memory", format_bytes(result.peak_memory_bytes)),
             ("run", str(report.run_dir)),
+            ("ReST-EM run", str(report.restem["run"]) if report.restem else ""),
+            ("generator", str(report.restem["generator"] or "") if report.restem else ""),
             ("expert folder", str(report.folder)),
         ]
     )
