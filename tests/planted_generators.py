@@ -30,7 +30,7 @@ def planted_config(folder: Path, **sections: Any) -> Config:
         "enable_deduplication": False,
         "enable_quality_filter": False,
         "enable_grounding": False,
-        "restem_iterations": 2,
+        "restem_iterations": 1,
         "restem_batch_size": 8,
         "restem_candidates_per_passage": 4,
         **sections.pop("seal", {}),

@@ -7,7 +7,7 @@ import json
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 
@@ -32,7 +32,7 @@ from aios.core.trials import TrialJob
 from aios.core.types import GenerationRequest, Passage
 from aios.storage.generators import read_generator
 from aios.storage.runs import RunDirectory
-from tests.planted_world import PlantedModel, is_helpful, planted_passages
+from tests.planted_world import PlantedModel, is_helpful, place, planted_passages
 from tests.test_app.scripted_jobs import files_below, make_config, stop_after, without_times
 
 KEEP_ALL = {
@@ -268,7 +268,7 @@ def test_a_run_that_is_stopped_anywhere_ends_with_the_same_numbers(
     total = count_of_stops(tmp_path / "counted")
     assert total > 60
     stopped = 0
-    for calls in range(0, total, 7):
+    for calls in range(0, total, 11):
         job = Job(tmp_path / str(calls))
         try:
             job.run(should_stop=stop_after(calls))
@@ -276,13 +276,13 @@ def test_a_run_that_is_stopped_anywhere_ends_with_the_same_numbers(
             stopped += 1
         else:
             continue
-        if calls % 14 == 0:  # once more, soon after
+        if calls % 22 == 0:  # once more, soon after
             with pytest.raises(RunInterrupted):
                 job.run(resume=True, should_stop=stop_after(3))
         job.run(resume=True)
         assert job.result() == whole, f"stopped when asked for the {calls}th time"
         assert not job.output.exists() or read_generator(job.output)
-    assert stopped >= total // 7 - 1
+    assert stopped >= total // 11 - 1
 
 
 def test_a_run_that_is_stopped_again_and_again_ends_with_the_same_numbers(
@@ -291,13 +291,13 @@ def test_a_run_that_is_stopped_again_and_again_ends_with_the_same_numbers(
     stops = 0
     while True:
         try:
-            job.run(resume=stops > 0, should_stop=stop_after(9))
+            job.run(resume=stops > 0, should_stop=stop_after(25))
         except RunInterrupted:
             stops += 1
             assert stops < 60
         else:
             break
-    assert stops > 5
+    assert stops > 3
     assert job.result() == whole
 
 
@@ -405,7 +405,7 @@ def test_a_plan_that_cannot_be_read_is_an_error_and_no_crash(job: Job, text: str
     if text == "null":
         job.run(resume=True)
         return
-    with pytest.raises(StorageError, match="plan.json is corrupt") as caught:
+    with pytest.raises(StorageError, match=r"plan\.json is corrupt") as caught:
         job.run(resume=True)
     assert caught.value.remedy
 
@@ -477,7 +477,7 @@ def test_a_file_without_a_passage_is_refused(job: Job, content: str) -> None:
 
 def test_passages_without_questions_are_refused_or_left_out_and_told(job: Job) -> None:
     write_planted(job.data, questions=False)
-    with pytest.raises(UsageError, match="no passage of .* has questions"):
+    with pytest.raises(UsageError, match=r"no passage of .* has questions"):
         job.run()
     events: list[Event] = []
     passages = planted_passages(8)
@@ -597,7 +597,7 @@ def test_a_full_disk_leaves_the_state_before_and_the_run_goes_on(
 ) -> None:
     total = count_of_writes(tmp_path / "counted", monkeypatch)
     rounds: list[int] = []
-    for calls in range(0, total, total // 25):
+    for calls in range(0, total, total // 10):
         job = Job(tmp_path / str(calls))
         with monkeypatch.context() as patch:
             fail_writes_after(patch, calls)
@@ -626,14 +626,23 @@ def test_a_line_of_a_journal_that_is_spoiled_is_done_again(job: Job, whole: dict
     assert spoiled >= 3
     job.config = config_of(job.folder, seal={"enable_cache": False})
     job.run(resume=True)
-    assert job.result() == whole
+    assert without_trials(job.result()) == without_trials(whole)
+
+
+def without_trials(result: Any) -> Any:
+    """A result without the numbers of trials: a baseline that is lost is trained again."""
+    if isinstance(result, dict):
+        return {k: without_trials(v) for k, v in result.items() if k != "trials"}
+    if isinstance(result, str) and result.startswith("{"):
+        return [without_trials(json.loads(line)) for line in result.splitlines()]
+    return [without_trials(one) for one in result] if isinstance(result, list) else result
 
 
 def test_a_state_that_is_spoiled_is_an_error_and_no_crash(job: Job) -> None:
     job.run()
     path = job.path / "state.json"
     good = json.loads(path.read_text())
-    first = good["rounds"][1]
+    untrained, first, _ = good["rounds"]
     for bad in (
         "[]",
         "{",
@@ -641,8 +650,9 @@ def test_a_state_that_is_spoiled_is_an_error_and_no_crash(job: Job) -> None:
         json.dumps({**good, "shares": {"implications": "x"}}),
         json.dumps({**good, "shares": {"implications": 7.0, "rewrite": 1.0}}),
         json.dumps({**good, "stopped": "", "shares": {"unknown": 1.0}}),
-        json.dumps({**good, "rounds": [good["rounds"][0], {**first, "generator": "../.."}]}),
-        json.dumps({**good, "rounds": [good["rounds"][0], {**first, "trials": "many"}]}),
+        json.dumps({**good, "best": 1, "rounds": [untrained, {**first, "generator": "../.."}]}),
+        json.dumps({**good, "rounds": [untrained, {**first, "trials": "many"}]}),
+        json.dumps({**good, "rounds": [untrained, {**first, "number": 7}]}),
     ):
         path.write_text(bad)
         with pytest.raises((StorageError, UsageError)) as caught:
@@ -705,7 +715,7 @@ def test_too_many_failed_trials_stop_the_run_and_it_goes_on_when_the_reason_is_g
 ) -> None:
     model = FlakyModel(text="Orv", trials=True)
     events: list[Event] = []
-    with pytest.raises(BackendError, match="trials failed, more than restem.max_failed_share"):
+    with pytest.raises(BackendError, match=r"trials failed, more than restem\.max_failed_share"):
         job.run(model=model, emit=events.append)
     (end,) = [e for e in events if isinstance(e, RunFinished)]
     assert end.status == "failed"
@@ -719,7 +729,7 @@ def test_trials_that_failed_stay_failed_when_the_run_goes_on(tmp_path: Path) -> 
     """What the next generator learned from does not change under it."""
 
     def run(name: str, stops: Sequence[int]) -> dict[str, Any]:
-        job, model = Job(tmp_path / name), FlakyModel(text="Orvaane", trials=True)
+        job, model = Job(tmp_path / name), FlakyModel(text=place(2), trials=True)
         for number, calls in enumerate(stops):
             with pytest.raises(RunInterrupted):
                 job.run(resume=number > 0, model=model, should_stop=stop_after(calls))
@@ -736,7 +746,7 @@ def test_what_could_not_be_written_is_not_written_once_its_trials_have_begun(
     tmp_path: Path,
 ) -> None:
     def run(name: str, stops: Sequence[int]) -> dict[str, Any]:
-        job, model = Job(tmp_path / name), FlakyModel(text="Orvaane", trials=False)
+        job, model = Job(tmp_path / name), FlakyModel(text=place(2), trials=False)
         for number, calls in enumerate(stops):
             with pytest.raises(RunInterrupted):
                 job.run(resume=number > 0, model=model, should_stop=stop_after(calls))
@@ -779,27 +789,19 @@ def test_held_out_passages_and_their_questions_are_never_trained_on(job: Job) ->
 
     report = job.run(model=Watched())
     state = json.loads((report.run_dir / "state.json").read_text())
-    by_id = {p.id: p for p in planted_passages(8)}
-    questions = [q.question for p in by_id.values() for q in p.questions]
-    assert not [text for text in seen for q in questions if q in text and "Answer" not in text]
-    weights = [
-        json.dumps(list(read_memory(report.run_dir / f"rounds/{n}/generator"))) for n in (1, 2)
-    ]
-    for held_out in state["held_out"]:
-        assert not [text for text in weights if by_id[held_out].text in text]
-    assert [text for text in weights if any(by_id[p].text in text for p in state["train"])]
-
-
-def read_memory(folder: Path) -> Sequence[str]:
-    """The texts that a scripted generator was trained on, with their prompts or without."""
-    adapter, _ = read_generator(folder)
-    data = (adapter.path / "adapter_model.safetensors").read_bytes()
-    return [data.decode("utf-8", "replace")]
+    questions = [q.question for p in planted_passages(8) for q in p.questions]
+    assert not [text for text in seen for question in questions if question in text]
+    for number in (1, 2):
+        adapter, _ = read_generator(report.run_dir / f"rounds/{number}/generator")
+        learned = (adapter.path / "adapter_model.safetensors").read_bytes().decode("latin-1")
+        names = {f"p{n}" for n in range(8) if place(n) in learned}
+        assert names
+        assert names <= set(state["train"])
 
 
 def test_the_seeds_of_held_out_passages_are_the_same_in_every_round(job: Job) -> None:
     class Watched(PlantedModel):
-        asked: list[GenerationRequest] = []
+        asked: ClassVar[list[GenerationRequest]] = []
 
         def with_memory(self, memory: Any, adapter_digest: str) -> PlantedModel:
             return Watched(memory=memory, adapter_digest=adapter_digest)

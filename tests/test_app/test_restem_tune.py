@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from aios.app import restem, restem_tune_trial
+from aios.app import restem, restem_results, restem_tune_trial
 from aios.app.restem import plan_restem
 from aios.app.restem_tune import TuneReport, tune
 from aios.app.restem_tune_plan import plan_tuning
@@ -41,8 +42,11 @@ from aios.core.events import Event, Notice
 from aios.core.protocols import LanguageModel
 from aios.core.trials import TrialJob
 from aios.core.types import TrainExample, TrainingJob, TrainingResult
+from aios.storage import runs
+from tests.killed_process import Tell, killed_at
 from tests.planted_generators import planted_config, write_planted
 from tests.planted_world import PlantedModel, planted_passages
+from tests.test_app.scripted_jobs import pause_in_writes
 
 GOOD, FEEBLE, HARMFUL = 3e-4, 1e-4, 1e-3
 EPOCHS = (1, 3)
@@ -99,6 +103,7 @@ def _rated(monkeypatch: pytest.MonkeyPatch) -> None:
         return RatedTrainer(model)
 
     monkeypatch.setattr(restem, "load_trainer", load_trainer)
+    monkeypatch.setattr(restem_results, "render_restem_report", lambda *given: "")  # not ours
     RatedTrainer.fits, RatedTrainer.kill_at, RatedTrainer.break_at = 0, None, frozenset()
     CountingModel.jobs = 0
 
@@ -221,7 +226,7 @@ def test_trials_of_the_same_e_step_share_it(
     ]
     # Round 0 and the E-step of round 1 are run once, not three times.
     assert CountingModel.jobs - spent == shared.trials[1].reused + shared.trials[2].reused
-    assert spent < 0.6 * CountingModel.jobs
+    assert spent < 0.65 * CountingModel.jobs
 
 
 def test_trials_of_another_length_have_an_e_step_of_their_own(
@@ -301,6 +306,40 @@ def test_a_killed_tuning_goes_on_without_repeating_what_is_done(
     again = run("killed", resume=True, **options)
     assert values(again) == values(whole)
     assert CountingModel.jobs == jobs
+
+
+def tune_ranks(folder: Path, output: str, tell: Tell) -> TuneReport:
+    """A tuning whose process tells of each event."""
+    config = config_of(folder, sft_learning_rate=GOOD)
+    return tune(
+        config,
+        folder / "passages.jsonl",
+        output=folder / output,
+        space=RANKS,
+        trials=3,
+        resume=True,
+        emit=lambda event: tell(),
+        model=PlantedModel(),
+    )
+
+
+def work_on_ranks(folder: Path, tell: Tell) -> None:
+    pause_in_writes(0.0005)
+    runs.git_revision = lambda folder: None
+    tune_ranks(folder, "killed", tell)
+
+
+@pytest.mark.usefixtures("process_server")
+def test_a_process_that_is_killed_anywhere_leaves_a_tuning_that_goes_on(
+    tmp_path: Path, data: Path
+) -> None:
+    rng = random.Random(7)
+    events: list[None] = []
+    whole = tune_ranks(tmp_path, "whole", lambda: events.append(None))
+    for _ in range(2):
+        event = rng.randint(1, len(events) // 3)
+        assert killed_at(event, rng.random() * 0.02, work_on_ranks, tmp_path)
+    assert values(tune_ranks(tmp_path, "killed", lambda: None)) == values(whole)
 
 
 def test_half_a_line_and_a_stale_lock_in_the_study_do_no_harm(
@@ -427,15 +466,17 @@ def filled(path: Path, space: Space, value: Callable[[Any], float], trials: int)
 
 
 def test_the_parameter_that_decides_is_the_important_one(tmp_path: Path) -> None:
+    noise = random.Random(0)
+
     def value(parameters: Any) -> float:
-        return (parameters["rank"] == 16) + 0.001 * parameters["trial_epochs"]
+        return float(parameters["rank"] == 16) + 0.1 * noise.random()
 
     study = filled(tmp_path / "study", space_of("plan", "loss"), value, 30)
     importance = study.importance()
     assert importance.keys() == study.space.choices.keys()
     assert sum(importance.values()) == pytest.approx(1.0)
     assert max(importance, key=lambda name: importance[name]) == "rank"
-    assert importance["rank"] > 0.6
+    assert importance["rank"] > 0.4
 
 
 def test_where_all_trials_are_alike_no_parameter_is_important(tmp_path: Path) -> None:
@@ -445,7 +486,7 @@ def test_where_all_trials_are_alike_no_parameter_is_important(tmp_path: Path) ->
 
 def test_the_sampler_comes_to_prefer_what_is_good(tmp_path: Path) -> None:
     def value(parameters: Any) -> float:
-        return (parameters["rank"] == 16) + (parameters["trial_epochs"] == 10)
+        return float(parameters["rank"] == 16) + float(parameters["trial_epochs"] == 10)
 
     study = filled(tmp_path / "study", space_of("small", "loss"), value, 30)
     late = [record.value or 0.0 for record in study.records()[10:]]

@@ -59,7 +59,7 @@ def feed(watch: HeldOutWatch, values: dict[str, float], number: int = 1, done: i
 def test_a_run_is_stopped_once_it_is_worse_on_enough_passages() -> None:
     watch = HeldOutWatch(ORDER, 2, [dict.fromkeys(ORDER, 1.0)])
     feed(watch, dict.fromkeys(ORDER[:3], 0.5))
-    assert not watch.worse
+    assert [watch.worse] == [False]
     feed(watch, {"d": 0.5}, done=3)
     assert watch.worse
     assert watch.course == [(1, 0.5), (2, 0.5), (3, 0.5), (4, 0.5)]
@@ -76,7 +76,7 @@ def test_a_better_run_and_one_without_a_rival_go_on() -> None:
 def test_rounds_are_compared_with_the_same_round() -> None:
     watch = HeldOutWatch(ORDER, 2, [dict.fromkeys(ORDER, 0.1), dict.fromkeys(ORDER, 2.0)])
     feed(watch, dict.fromkeys(ORDER, 1.0), 1)
-    assert not watch.worse
+    assert [watch.worse] == [False]
     feed(watch, dict.fromkeys(ORDER, 1.0), 2)
     assert watch.worse
     assert [step for step, _ in watch.course] == list(range(1, 13))

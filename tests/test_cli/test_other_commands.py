@@ -107,13 +107,13 @@ def test_train_expert_optimises_the_generator_on_request(
     app: Any, passages: Path, capsys: Capture
 ) -> None:
     assert run(train(passages)) == 0
-    assert app.kwargs["restem"] is False
+    assert not app.kwargs["restem"]
     app.results["train_expert"] = replace(
         app.results["train_expert"],
         restem={"run": "runs/restem-1", "generator": "runs/restem-1/generator"},
     )
     assert run(train(passages, "--restem")) == 0
-    assert app.kwargs["restem"] is True
+    assert app.kwargs["restem"]
     out = capsys.readouterr().out
     assert "ReST-EM run         runs/restem-1\n" in out
     assert "generator           runs/restem-1/generator\n" in out

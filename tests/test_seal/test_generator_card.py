@@ -10,8 +10,14 @@ from typing import Any
 import pytest
 
 from aios.core.errors import StorageError
-from aios.core.seal.generator_card import GeneratorCard, RoundSummary, prompts_digest
+from aios.core.seal.generator_card import (
+    GeneratorCard,
+    RoundSummary,
+    passage_hash,
+    prompts_digest,
+)
 from aios.core.seal.prompts import PromptBuilder
+from aios.core.types import Passage
 from tests.generator_folders import CARD
 
 
@@ -53,6 +59,8 @@ def test_the_strategy_is_the_one_with_the_largest_share_and_of_equal_ones_the_fi
         ({"rounds": [{**record()["rounds"][0], "x": 1}]}, "rounds.0.x"),
         ({"rounds": [record()["rounds"][0]] * 1001}, "rounds"),
         ({"reward": "loss"}, "reward"),
+        ({"passage_ids": ["../x"]}, "passage_ids.0"),
+        ({"passage_ids": ["ab" * 8] * 10_001}, "passage_ids"),
         ({"recipe": {"rank": "8"}}, "recipe.rank"),
         ({"recipe": {"schedule": "wild"}}, "recipe.schedule"),
         ({"x\x1b\ud800": 1}, r"not valid"),
@@ -66,7 +74,7 @@ def test_what_is_no_card_is_refused_with_the_place(changes: dict[str, Any], said
     assert caught.value.remedy
 
 
-@pytest.mark.parametrize("field", [name for name in record() if name != "version"])
+@pytest.mark.parametrize("field", sorted(record().keys() - {"version", "passage_ids"}))
 def test_a_card_without_one_of_its_fields_is_refused(field: str) -> None:
     left = record()
     del left[field]
@@ -86,6 +94,15 @@ def test_a_card_of_a_newer_form_asks_for_an_update() -> None:
     assert "update AI-OS" in caught.value.remedy
     with pytest.raises(StorageError, match="not valid: version"):
         GeneratorCard.from_json(record(version=0))
+
+
+def test_a_passage_is_known_by_its_title_and_text_alone() -> None:
+    one = Passage.make("A text.", id="mine", title="A title")
+    assert passage_hash(one) == passage_hash(Passage.make(" A text. ", id="yours", title="A title"))
+    assert passage_hash(one) == Passage.make("A text.", title="A title").id
+    assert passage_hash(one) != passage_hash(Passage.make("A text.", id="mine"))
+    card = GeneratorCard.from_json(record(passage_ids=[passage_hash(one)]))
+    assert card.passage_ids == (passage_hash(one),)
 
 
 def test_a_round_without_held_out_passages_has_no_gain() -> None:

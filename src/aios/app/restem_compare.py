@@ -23,6 +23,7 @@ from aios.app.composition import (
     Run,
     build_prompts,
     recipe_for,
+    recipe_named,
     started_run,
     watched,
 )
@@ -159,11 +160,10 @@ def compare_generators(
     config = _prepared(config, seeds, candidates)
     check_input(dataset)
     pair: _Pair = {"baseline": _generator(baseline), "optimized": _generator(optimized)}
+    config = _with_arms(config, pair)
     with started_run(config, KIND, emit, path=output, resume=resume) as run:
         model = model or load_model(config, emit=run.emit)
-        config = _with_arms(config, pair)
         recipe = recipe_for(config, model)
-        arms_of(config, recipe)  # refuses what no model writes
         data = read_data(config, dataset, model)
         facts = facts_of(dataset, data)
         keep_plan(run, {**_digests(pair), **plan_of(facts, config, model, recipe)})
@@ -212,9 +212,8 @@ def plan_comparison(
     config = _prepared(config, seeds, candidates)
     check_input(dataset)
     pair: _Pair = {"baseline": _generator(baseline), "optimized": _generator(optimized)}
-    model = model or load_model(config, emit=emit)
     config = _with_arms(config, pair)
-    arms = arms_of(config, recipe_for(config, model))
+    model = model or load_model(config, emit=emit)
     data = read_data(config, dataset, model)
     restem, passages = config.restem, len(data.train)
     written = passages * seeds * restem.held_out_candidates * len(SIDES)
@@ -224,7 +223,7 @@ def plan_comparison(
         passages=passages,
         without_questions=data.without_questions,
         rejected=len(data.rejects),
-        arms=arms,
+        arms=restem.arms,
         seeds=seeds,
         candidates=written,
         trials=(written + alone) * restem.repeats,
@@ -277,9 +276,10 @@ def _with_arms(config: Config, pair: _Pair) -> Config:
     """The config with strategies by name in place of ``auto``: see `compare_generators`.
 
     Raises:
-        UsageError: A strategy is not known.
+        UsageError: A strategy is not known, or the model writes nothing under any of them.
     """
     if config.restem.arms != (AUTO,):
+        arms_of(config, recipe_named(config, config.model.name))  # refuses
         return config
     prompts = build_prompts(config)
     names = dict.fromkeys(

@@ -116,7 +116,7 @@ def _importance(importance: Mapping[str, float]) -> Markup | None:
     if not importance:
         return None
     rows = [
-        BarRow(NAMES.get(name, name), [100 * share], f"{100 * share:.0f} %")
+        BarRow(NAMES.get(name, name), [100 * share])
         for name, share in sorted(importance.items(), key=lambda entry: -entry[1])
     ]
     first = rows[0].label

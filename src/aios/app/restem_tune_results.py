@@ -172,6 +172,8 @@ def verdict_of(found: Found) -> str:
             f"With {seeds} other {_plural(seeds, 'seed')} it gains {unit.signed(ours)}, "
             f"the present settings {unit.signed(theirs)}."
         )
+    elif count > 1:
+        words.append("The best of several is too high by chance; --confirm repeats it.")
     return " ".join(words)
 
 

@@ -24,7 +24,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import fmean
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution
@@ -270,9 +270,11 @@ class TuneStudy:
         """How much each parameter decides whether a trial is among the best; they add up to 1.
 
         PED-ANOVA (Watanabe et al. 2023, arXiv 2304.10255): how far the values of a parameter in
-        the best trials differ from those in all. It needs no scikit-learn, which fANOVA and mean
-        decrease in impurity do. The best are about five, at least a tenth and at most half of the
-        complete trials. Empty with fewer than four of these, or if all are alike.
+        the best trials differ from those in the whole space. (Compared with those in all trials,
+        a parameter would lose importance as the sampler settles on its best value.) It needs no
+        scikit-learn, which fANOVA and mean decrease in impurity do. The best are about five, at
+        least a tenth and at most half of the complete trials. Empty with fewer than four of
+        these, or if all are alike.
         """
         values = [record.value for record in self.records() if record.value is not None]
         if len(values) < _FEWEST_FOR_IMPORTANCE or min(values) == max(values):
@@ -283,7 +285,8 @@ class TuneStudy:
         name = "target_quantile" if "target_quantile" in known else "baseline_quantile"
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Optuna 4 calls it experimental
-            evaluator = PedAnovaImportanceEvaluator(**cast(Any, {name: share}))
+            options: dict[str, Any] = {name: share, "evaluate_on_local": False}
+            evaluator = PedAnovaImportanceEvaluator(**options)
             found = get_param_importances(self._study, evaluator=evaluator)
         return {name: float(value) for name, value in found.items()}
 

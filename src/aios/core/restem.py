@@ -8,6 +8,7 @@ of the rounds that are done.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -256,7 +257,10 @@ class ReSTEMState:
                 raise ValueError("its rounds are not numbered through from 0")
             if not 0 <= best < max(1, len(rounds)):
                 raise ValueError(f"there is no round {best}, which is to be the best")
-            return cls(rounds, dict(record["shares"]), best, str(record["stopped"]))
+            shares = dict(record["shares"])
+            if shares and not math.isclose(math.fsum(shares.values()), 1, abs_tol=1e-6):
+                raise ValueError("its shares do not sum to 1")
+            return cls(rounds, shares, best, str(record["stopped"]))
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise StorageError(
                 f"the run's state is of another form: {error}", "start a new run"

@@ -49,7 +49,7 @@ def hrm_hf() -> None:
     short_help="Train an expert on passages and self-edits.",
     examples=(
         "aios hrm-hf train-expert --expert-id harbours --dataset passages.jsonl",
-        "aios hrm-hf train-expert --expert-id harbours --dataset passages.jsonl --restem",
+        "aios hrm-hf train-expert --expert-id mills --dataset passages.jsonl --restem",
     ),
 )
 @click.option(
@@ -126,9 +126,8 @@ def train_expert(
     both. The best checkpoint on the held-out side is kept, with the data it was trained on. A
     setting that is not given comes from the recipe that was measured for the base model.
 
-    With --restem the model first learns to write self-edits that help, by ReST-EM, which takes
-    most of the time; then the best generator writes. The run can be watched meanwhile (aios seal
-    restem status).
+    With --restem the model first learns by ReST-EM to write self-edits that help, and then the
+    best generator writes. That takes most of the time; watch it with aios seal restem status.
     """
     _check_flags(common, no_seal=no_seal, restem=restem, overwrite=overwrite, resume=resume)
     from aios.cli.interrupts import resume_line, stop_on_signals

@@ -45,7 +45,7 @@ def _time(ctx: click.Context, param: click.Parameter, value: str | None) -> floa
     short_help="Search the settings of a run.",
     examples=(
         "aios seal restem tune --dataset passages.jsonl --output tuning --trials 20",
-        "aios seal restem tune --dataset passages.jsonl --output tuning --resume --timeout 2h",
+        "aios seal restem tune --dataset passages.jsonl --output tuning --resume",
     ),
 )
 @click.option(

@@ -28,7 +28,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 
-from aios.core.errors import UsageError
+from aios.core.errors import StorageError, UsageError
 from aios.core.events import Event, RoundFinished, StageFinished, StageProgress, StageStarted
 from aios.core.protocols import (
     AdapterTrainer,
@@ -146,6 +146,8 @@ class ReSTEMOptimizer:
         check_passages(passages, held_out)
         store = store or UnrecordedRounds()
         state = store.load() or self._examine_untrained(held_out, store)
+        if state.shares.keys() != self.strategies.keys():
+            raise StorageError("the run's state is of other strategies", "start a new run")
         while not state.stopped:
             state = self.run_round(state, passages, held_out, store)
         return state
