@@ -13,12 +13,13 @@ import torch
 from aios.app.models import load_model
 from aios.app.restem import ReSTEMReport, optimize
 from aios.backends.torch_lm import TorchLM
+from aios.backends.trial_bench import TorchTrialBench
 from aios.core.config.schemas import Config
 from aios.core.protocols import Emit, ShouldStop, TrialBench, ignore, never
 from aios.core.trials import TrialJob, TrialOutcome
 from aios.storage import runs
 from tests.killed_process import Tell
-from tests.test_app.scripted_jobs import record
+from tests.test_app.scripted_jobs import pause_in_writes, record
 
 TRIALS_OF_A_PASSAGE = 2 + 2 + 2  # baselines, candidates, repeats of both
 BATCH = 2  # passages whose trials are recorded at once
@@ -112,7 +113,7 @@ def run(folder: Path, model: Path, *, resume: bool, emit: Emit = ignore) -> ReST
     config = config_of(folder, model)
     lm = load_model(config)
     assert isinstance(lm, TorchLM)
-    bench = CountingBench(lm.trial_bench(), folder / "trials.log")
+    bench = CountingBench(TorchTrialBench(lm, groups=3), folder / "trials.log")
     lm.trial_bench = lambda: bench  # type: ignore[method-assign,return-value,assignment]
     return optimize(
         config,
@@ -126,6 +127,10 @@ def run(folder: Path, model: Path, *, resume: bool, emit: Emit = ignore) -> ReST
 
 
 def work(folder: Path, model: Path, resume: bool, tell: Tell) -> None:
-    """The same, and tells of every event, so that the parent knows when to kill."""
+    """The same on a disk that pauses amid every write; tells of every event.
+
+    So the parent knows when to kill, and hits writes too.
+    """
+    pause_in_writes(0.0005)
     runs.git_revision = lambda folder: None
     run(folder, model, resume=resume, emit=lambda event: tell())

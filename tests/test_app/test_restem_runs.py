@@ -474,7 +474,7 @@ def test_a_corrupt_state_is_an_error_that_names_the_file(held: RunDirectory, tex
 
 
 def test_a_report_with_a_value_of_a_wrong_type_is_refused(held: RunDirectory) -> None:
-    set_record(held.path, [report(1, improvement="0.03")])
+    set_record(held.path, [untrained(), report(1, improvement="0.03")])
     with pytest.raises(StorageError, match="wrong type"):
         run_status(held.path)
 

@@ -68,6 +68,14 @@ def test_what_is_no_glossary_gives_no_texts(completion: str) -> None:
     assert parse(completion) == []
 
 
+def test_what_a_generator_learns_is_read_back_as_the_same_texts() -> None:
+    """ReST-EM trains generators on it."""
+    strategy = get_strategy("glossary")
+    items = parse(COMPLETION)
+    assert items
+    assert parse(strategy.format_completion(items)) == items
+
+
 def test_the_generator_keeps_what_the_model_writes() -> None:
     """From the passage to the self-edit, with a model that follows a script."""
     model = ScriptedModel({"write a glossary": [COMPLETION]})

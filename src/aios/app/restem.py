@@ -354,7 +354,7 @@ def plan_of(
     seal = {
         name: value
         for name, value in config.seal.model_dump(mode="json").items()
-        if not name.startswith(("enable_cache", "cache_", "max_cache"))
+        if not name.startswith(("enable_cache", "cache_", "max_cache", "batch_size"))
     }
     return {
         "model": model.digest,

@@ -127,6 +127,8 @@ def restem_info(path: Path) -> dict[str, Any]:
 def resume_command(info: Mapping[str, Any], path: Path, dataset: str = "") -> str:
     """The command line that goes on with a run: the one that it was begun with, and ``--resume``.
 
+    A run that belongs to an expert's training goes on with that.
+
     Args:
         info: The content of ``run.json``.
         path: The run's directory.
@@ -137,6 +139,8 @@ def resume_command(info: Mapping[str, Any], path: Path, dataset: str = "") -> st
     """
     argv = info.get("argv")
     given = argv[1:] if isinstance(argv, list) and all(isinstance(x, str) for x in argv) else []
+    if given[:2] == ["hrm-hf", "train-expert"] and sum(map(len, given)) <= _MAX_COMMAND:
+        return shlex.join(["aios", *(w for w in given if w != "--resume"), "--resume"])
     words = _without(given, ("--resume", "--run-dir"))
     if words[:3] != ["seal", "restem", "optimize"] or sum(map(len, words)) > _MAX_COMMAND:
         words = ["seal", "restem", "optimize", "--dataset", dataset or "FILE"]

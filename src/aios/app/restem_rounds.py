@@ -30,6 +30,7 @@ from aios.core.seal.generator_card import (
 )
 from aios.core.seal.restem_rules import ReSTEMSettings
 from aios.core.seal.self_edit_generator import PassageEdits, SelfEditGenerator
+from aios.core.seal.strategies import get_strategy
 from aios.core.types import AdapterRef, Passage, content_hash
 from aios.storage.generators import write_generator
 from aios.storage.journal import Journal
@@ -153,15 +154,21 @@ class RecordedRounds:
         atomic_write_bytes(self._inside(f"rounds/{number}/{part}.jsonl"), b"".join(lines))
 
     def card(self, number: int, adapter: AdapterRef, state: ReSTEMState) -> GeneratorCard:
-        """The card of a round's generator."""
+        """The card of a round's generator: of the strategies, those that the model writes."""
+        prompts = build_prompts(self.config)
+        learned = {
+            name: share
+            for name, share in state.shares.items()
+            if get_strategy(name, prompts).learnable
+        }
         restem = self.config.restem
         last = state.rounds[-1]
         return GeneratorCard(
             base_model=self.model.name,
             base_digest=self.model.digest,
             adapter_digest=adapter.digest,
-            strategies=dict(state.shares),
-            prompts_digest=prompts_digest(build_prompts(self.config), state.shares),
+            strategies=learned,
+            prompts_digest=prompts_digest(prompts, learned),
             round=number,
             rounds=tuple(map(_summary, state.rounds)),
             data_fingerprint=self.facts.data_fingerprint,

@@ -8,6 +8,7 @@ is trained on without its passage, so each says where the term comes from: ``slu
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 
 from aios import Passage, SelfEditStrategy
 from aios.core.protocols import LanguageModel
@@ -28,6 +29,7 @@ Passage:
 
 Glossary:"""
 
+_TITLE = re.compile(r" \([^()]*\)$")
 _SEPARATOR = re.compile(r"\s+[-–—]+\s+|:\s+")
 _MOST_WORDS_OF_A_TERM = 6
 _FEWEST_WORDS_OF_AN_EXPLANATION = 3
@@ -63,6 +65,14 @@ class GlossaryStrategy(SelfEditStrategy):
             if term and normalise(term) not in items:
                 items[normalise(term)] = f"{_placed(term, passage.title)}: {explanation}"
         return list(items.values())
+
+    def format_completion(self, items: Sequence[str]) -> str:
+        """The entries in the prompt's form, for a generator to learn; the title is not written."""
+        lines = []
+        for item in items:
+            entry, _, explanation = item.partition(": ")
+            lines.append(f"{_TITLE.sub('', entry)} – {explanation}")
+        return "\n".join(lines)
 
 
 def _split(line: str) -> tuple[str, str]:

@@ -399,7 +399,7 @@ class ReSTEMOptimizer:
         report = round_report(measured)
         if measured.fitted is not None:
             adapter = measured.fitted.adapter
-            place = store.publish(report.number, adapter, state)
+            place = store.publish(report.number, adapter, state.with_round(report))
             report = replace(report, generator=place, digest=adapter.digest)
         else:  # the generator before goes on
             last = state.rounds[-1]

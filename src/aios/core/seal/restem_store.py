@@ -63,7 +63,7 @@ class RoundStore(Protocol):
         Args:
             number: The round.
             adapter: As trained.
-            state: The rounds before.
+            state: The rounds before, and this one.
 
         Returns:
             Where it is, for `adapter`.
