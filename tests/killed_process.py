@@ -16,7 +16,7 @@ from multiprocessing import forkserver
 from multiprocessing.connection import Connection
 from typing import Any
 
-PRELOADED = ["tests.killed_training", "tests.test_app.scripted_jobs"]
+PRELOADED = ["tests.killed_training", "tests.killed_restem", "tests.test_app.scripted_jobs"]
 
 Tell = Callable[[], None]
 

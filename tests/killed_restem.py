@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import stat
+import threading
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
+from tqdm import tqdm  # type: ignore[import-untyped,unused-ignore]
 
 from aios.app.models import load_model
 from aios.app.restem import ReSTEMReport, optimize
@@ -23,6 +26,8 @@ from tests.test_app.scripted_jobs import pause_in_writes, record
 
 TRIALS_OF_A_PASSAGE = 2 + 2 + 2  # baselines, candidates, repeats of both
 BATCH = 2  # passages whose trials are recorded at once
+
+_write = os.write  # before any pause is put into it
 
 
 def write_passages(path: Path, count: int = 6) -> Path:
@@ -102,9 +107,22 @@ def note(file: Path, text: str) -> None:
     """Appends a line in one write."""
     descriptor = os.open(file, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
     try:
-        os.write(descriptor, f"{text}\n".encode())
+        _write(descriptor, f"{text}\n".encode())
     finally:
         os.close(descriptor)
+
+
+def pause_in_file_writes(seconds: float) -> None:
+    """Makes writes slow, with a pause in the middle, but for those into pipes."""
+    whole = os.write
+    pause_in_writes(seconds)
+    halves = os.write
+
+    def write(fd: int, data: Any) -> int:
+        regular = stat.S_ISREG(os.fstat(fd).st_mode)
+        return halves(fd, data) if regular else whole(fd, data)
+
+    os.write = write
 
 
 def run(folder: Path, model: Path, *, resume: bool, emit: Emit = ignore) -> ReSTEMReport:
@@ -131,6 +149,7 @@ def work(folder: Path, model: Path, resume: bool, tell: Tell) -> None:
 
     So the parent knows when to kill, and hits writes too.
     """
-    pause_in_writes(0.0005)
+    tqdm.set_lock(threading.RLock())  # its own is between processes, and left behind by a kill
+    pause_in_file_writes(0.0002)
     runs.git_revision = lambda folder: None
     run(folder, model, resume=resume, emit=lambda event: tell())

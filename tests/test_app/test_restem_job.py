@@ -431,13 +431,15 @@ def test_a_run_of_another_kind_is_not_resumed(job: Job) -> None:
 def test_a_stop_file_stops_gracefully_and_is_forgotten_on_resume(
     job: Job, whole: dict[str, Any]
 ) -> None:
+    events: list[Event] = []
+
     def ask(event: Event) -> None:
+        events.append(event)
         if isinstance(event, RoundFinished) and event.number == 1:
             (job.path / "stop").write_text("please")
 
-    events: list[Event] = []
     with pytest.raises(RunInterrupted):
-        job.run(emit=lambda event: (events.append(event), ask(event))[0])
+        job.run(emit=ask)
     (end,) = [e for e in events if isinstance(e, RunFinished)]
     assert end.status == "interrupted"
     state = json.loads((job.path / "state.json").read_text())
@@ -742,22 +744,21 @@ def test_trials_that_failed_stay_failed_when_the_run_goes_on(tmp_path: Path) -> 
         assert run("-".join(map(str, stops)), stops) == undisturbed
 
 
-def test_what_could_not_be_written_is_not_written_once_its_trials_have_begun(
-    tmp_path: Path,
-) -> None:
-    def run(name: str, stops: Sequence[int]) -> dict[str, Any]:
-        job, model = Job(tmp_path / name), FlakyModel(text=place(2), trials=False)
-        for number, calls in enumerate(stops):
-            with pytest.raises(RunInterrupted):
-                job.run(resume=number > 0, model=model, should_stop=stop_after(calls))
-            model.broken = False
-        job.run(resume=bool(stops), model=model)
-        return job.result()
+def test_what_could_not_be_written_is_not_written_once_its_trials_have_begun(job: Job) -> None:
+    def run(job: Job, stop_at: str) -> dict[str, Any]:
+        model = FlakyModel(text=place(2), trials=False)
+        stop_at_file = job.path / "rounds" / "1" / stop_at
+        with pytest.raises(RunInterrupted):
+            job.run(model=model, should_stop=stop_at_file.exists)
+        model.broken = False
+        job.run(resume=True, model=model)
+        counted: dict[str, Any] = job.result()["state"]["rounds"][1]
+        assert counted["asked"] == counted["tried"] + counted["filtered"] + counted["failed"]
+        return counted
 
-    found = run("stopped", [50])
-    counted = found["state"]["rounds"][1]
-    assert counted["asked"] == counted["tried"] + counted["filtered"] + counted["failed"]
-    assert counted["failed"] > 0
+    assert run(job, "candidates.trials.journal")["failed"] > 0
+    earlier = Job(job.folder / "earlier")
+    assert run(earlier, "candidates.edits.journal")["failed"] == 0
 
 
 def test_a_generator_that_writes_nothing_stops_with_the_reason(job: Job) -> None:

@@ -198,6 +198,33 @@ def test_a_passage_whose_baseline_fails_has_no_reward(tmp_path: Path) -> None:
     assert not any(one.kept for one in passage.candidates)
 
 
+def test_where_the_passage_alone_does_harm_the_untrained_model_is_to_be_beaten(
+    tmp_path: Path,
+) -> None:
+    class Harmed(ValidationLossReward):
+        """A loss that training on a passage alone makes worse than it was: 9 nats."""
+
+        def of(self, questions: Any, before: Any, after: Any, threshold: Any = "auto") -> Reward:
+            earned = super().of(questions, before, after, threshold)
+            return replace(earned, after=9.0) if id(after) in harmed else earned
+
+    made = optimizer(rounds=1, reward=Harmed())
+    harmed: set[int] = set()
+    run = made.trials.executor.run
+
+    def recording(jobs: Any, **more: Any) -> Any:
+        for outcome in run(jobs, **more):
+            if "#baseline/" in outcome.job_id:
+                harmed.add(id(outcome.answers))
+            yield outcome
+
+    made.trials.executor.run = recording  # type: ignore[method-assign]
+    store = UnrecordedRounds(tmp_path)
+    made.optimize(planted_passages(4), (), store)
+    for passage in store.kept[1, "candidates"]:
+        assert passage.baseline == passage.before
+
+
 def test_rounds_stop_where_held_out_passages_gain_nothing_more(tmp_path: Path) -> None:
     settings = replace(SETTINGS, patience=1)
     state = optimizer(rounds=9, settings=settings).optimize(

@@ -256,5 +256,6 @@ def test_a_round_is_told_in_a_line() -> None:
 def test_a_candidate_is_told_with_its_trials() -> None:
     one = tried("a", 2, 0.4, 0.2)
     told = candidate_event(3, True, passage_of("a", one), one)
-    assert told == CandidateTried(3, True, "a", "rewrite", 2, 2, pytest.approx(0.3))
+    assert told.improvement == pytest.approx(0.3)
+    assert told == CandidateTried(3, True, "a", "rewrite", 2, 2, told.improvement)
     assert candidate_event(3, False, passage_of("a"), tried("a", 1)).improvement is None

@@ -22,6 +22,7 @@ from aios.app.composition import (
     build_generator,
     cache_in_use,
     recipe_for,
+    recipe_named,
     started_run,
     watched,
 )
@@ -128,6 +129,7 @@ def optimize(
         raise UsageError(
             "seal.generator is set, and ReST-EM begins with the base model", "leave it out"
         )
+    arms_of(config, recipe_named(config, config.model.name))
     check_input(dataset)
     if output_generator is not None:
         refuse_other_files(output_generator)

@@ -68,9 +68,6 @@ def settings_of(config: Config, recipe: ResolvedRecipe | None = None) -> ReSTEMS
     Args:
         config: The resolved config.
         recipe: The recipe in force; by default that of the model that the config names.
-
-    Raises:
-        UsageError: ``auto`` has no noise to go by: nothing is repeated.
     """
     restem = config.restem
     recipe = recipe or resolve_recipe(config, config.model.name)

@@ -54,9 +54,8 @@ def restem() -> None:
     cls=Command,
     short_help="Improve the generator of self-edits, in rounds.",
     examples=(
-        "aios seal restem optimize --dataset passages.jsonl --output-generator my_generator",
-        "aios seal restem optimize --dataset passages.jsonl --output-generator my_generator "
-        "--resume artifacts/runs/RUN",
+        "aios seal restem optimize --dataset passages.jsonl --output-generator gen",
+        "aios seal restem optimize --dataset passages.jsonl --resume RUN",
     ),
 )
 @click.option(

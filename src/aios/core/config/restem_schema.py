@@ -56,7 +56,8 @@ class RestemConfig(Section):
     )
     baseline: Baseline = Field(
         default="passage",
-        description="What a self-edit must beat: training on the passage alone, or no training",
+        description="What a self-edit must beat: the better of no training and training on the "
+        "passage alone, or no training",
     )
     threshold: float | Literal["auto"] = Field(
         default="auto",

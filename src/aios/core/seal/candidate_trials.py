@@ -2,7 +2,8 @@
 
 Takes passages with their candidates; gives a `TriedPassage` each. For each passage first the
 *baseline* is trained, an adapter on the passage alone, then the candidates are raced: each trains
-an adapter on passage and self-edit, and both are asked the passage's questions. All trainings of
+an adapter on passage and self-edit, and both are asked the passage's questions. Where the passage
+alone makes the model worse than it was, the untrained model is the baseline. All trainings of
 a passage have the same number of tokens, and the k-th trial of each has the same seed (common
 random numbers), so that what is compared is the self-edit and nothing else.
 
@@ -49,7 +50,8 @@ class TrialSettings:
     """How candidates are tried.
 
     Attributes:
-        baseline: ``passage``: an adapter trained on the passage alone; ``base``: no training.
+        baseline: ``passage``: an adapter trained on the passage alone, or no training where that is
+            better; ``base``: no training.
         racing: One trial each, then the rest of `repeats` for the two best; else `repeats` each.
         repeats: Most trials of a candidate; at least 1.
         trial_tokens: Training tokens of every trial; None for the recipe's epochs.

@@ -183,11 +183,21 @@ class TrialBatch:
         questions = self._questions[passage_id]
         return Candidate(f"{passage_id}#{name}", passage_id, examples, questions, steps)
 
+    def _to_beat(self, passage_id: str, repeat: int) -> Answers:
+        """What a trial must beat: the passage alone with its seed, or no training where better.
+
+        A small model can be worse for having been trained on one text over and over: then
+        whatever dilutes that text would look like a help.
+        """
+        baselines, untrained = self._baselines[passage_id], self._untrained[passage_id]
+        alone = baselines.get(repeat) or baselines[min(baselines)]  # the first, for a new try
+        gain = self._quantity(passage_id, alone) - self._quantity(passage_id, untrained)
+        return alone if self._reward.sign * gain >= 0 else untrained
+
     def _value(self, job: TrialJob, outcome: TrialOutcome) -> float:
         """A trial's improvement over the baseline with its seed; NaN where it cannot be judged."""
         candidate, _, repeat = job.id.rpartition("/repeat-")
-        baselines = self._baselines[candidate.rpartition("#")[0]]
-        before = baselines.get(int(repeat)) or baselines[min(baselines)]  # of a new try
+        before = self._to_beat(candidate.rpartition("#")[0], int(repeat))
         earned = reward_of_outcome(self._reward, outcome, job.questions, before, None)
         if isinstance(earned, Failure):
             self._failures[job.id] = earned
@@ -202,7 +212,7 @@ class TrialBatch:
         passage_id = work.passage.id
         untrained = self._untrained[passage_id]
         lost = self._baseline_failures.get(passage_id, [])
-        baselines = list(self._baselines[passage_id].values())
+        baselines = [self._to_beat(passage_id, n) for n in self._baselines[passage_id]]
         candidates: Sequence[Tried]
         if result is None:  # nothing to compare with: no candidate has a number
             candidates = [Tried(edit, None, failures=tuple(lost)) for edit in work.edits]
