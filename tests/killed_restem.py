@@ -14,7 +14,7 @@ import torch
 from tqdm import tqdm  # type: ignore[import-untyped,unused-ignore]
 
 from aios.app.models import load_model
-from aios.app.restem import ReSTEMReport, optimize
+from aios.app.restem.job import ReSTEMReport, optimize
 from aios.backends.torch_lm import TorchLM
 from aios.backends.trial_bench import TorchTrialBench
 from aios.core.config.schemas import Config

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from aios.app import restem as restem_job
+from aios.app.restem import job as restem_job
 from aios.app.trials import open_executor
 from aios.backends.executors.processes import ProcessExecutor
 from aios.backends.scripted import ScriptedModel

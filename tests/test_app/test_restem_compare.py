@@ -10,13 +10,13 @@ from typing import Any
 
 import pytest
 
-from aios.app.restem_compare import (
+from aios.app.restem.compare import (
     ComparisonReport,
     compare_generators,
     find_comparison,
     plan_comparison,
 )
-from aios.app.restem_compare_results import decide_together
+from aios.app.restem.compare_results import decide_together
 from aios.backends.scripted import Faults, ScriptedModel
 from aios.core.config.schemas import Config
 from aios.core.errors import (

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from aios.app.restem_estimate import RestemEstimateReport, estimate_restem
+from aios.app.restem.estimate import RestemEstimateReport, estimate_restem
 from aios.core.config.schemas import Config
 from aios.core.errors import DataError, ModelError, UsageError
 from aios.core.events import Event, Notice

@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 
 import pytest
 
-from aios.app.restem import ReSTEMReport, optimize, plan_restem
+from aios.app.restem.job import ReSTEMReport, optimize, plan_restem
 from aios.backends.scripted import Faults, ScriptedModel
 from aios.backends.scripted_trials import ScriptedTrialBench
 from aios.core.config.schemas import Config

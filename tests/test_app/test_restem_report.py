@@ -11,8 +11,8 @@ from xml.etree import ElementTree
 
 import pytest
 
-from aios.app.restem_charts import diversity_warnings
-from aios.app.restem_report import render_restem_report, restem_document
+from aios.app.restem.charts import diversity_warnings
+from aios.app.restem.report import render_restem_report, restem_document
 from aios.app.svg_histogram import HistogramRow, histogram_rows
 from aios.app.svg_rounds import BarRow, StripColumn, StripPoint, paired_strips, stacked_bars
 from aios.core.restem import (

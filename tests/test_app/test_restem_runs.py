@@ -16,8 +16,8 @@ from typing import Any, cast
 import pytest
 
 from aios.app.growing_lines import MAX_LINE_BYTES, NewLines
-from aios.app.restem_records import fits
-from aios.app.restem_runs import (
+from aios.app.restem.records import fits
+from aios.app.restem.runs import (
     RunFollower,
     RunStatus,
     clear_stop,
@@ -652,7 +652,7 @@ def test_files_that_lead_out_are_too_large_or_not_regular_are_refused(
 ) -> None:
     path = make_run(tmp_path, "r1")
     two_rounds(path)
-    monkeypatch.setattr("aios.app.restem_records.MAX_BYTES", 100)
+    monkeypatch.setattr("aios.app.restem.records.MAX_BYTES", 100)
     with pytest.raises(StorageError, match="larger than"):
         read_rewards(path)
     monkeypatch.undo()

@@ -11,11 +11,13 @@ from typing import Any
 
 import pytest
 
-from aios.app import restem, restem_results, restem_tune_trial
-from aios.app.restem import plan_restem
-from aios.app.restem_tune import TuneReport, tune
-from aios.app.restem_tune_plan import plan_tuning
-from aios.app.restem_tune_space import (
+from aios.app.restem import job as restem
+from aios.app.restem import results as restem_results
+from aios.app.restem import tune_trial as restem_tune_trial
+from aios.app.restem.job import plan_restem
+from aios.app.restem.tune import TuneReport, tune
+from aios.app.restem.tune_plan import plan_tuning
+from aios.app.restem.tune_space import (
     Space,
     choose_space,
     set_lines,
@@ -24,7 +26,7 @@ from aios.app.restem_tune_space import (
     with_parameters,
     yaml_text,
 )
-from aios.app.restem_tune_study import TrialRecord, TuneStudy
+from aios.app.restem.tune_study import TrialRecord, TuneStudy
 from aios.backends.scripted_training import ScriptedTrainer
 from aios.backends.scripted_trials import ScriptedTrialBench
 from aios.core.config.loader import load_config

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from aios.app.restem_expert import restem_run_of
+from aios.app.restem.expert import restem_run_of
 from aios.app.train_expert import ExpertReport, train_expert
 from aios.core.config.schemas import Config
 from aios.core.errors import DataError, ExpertExistsError, RunInterrupted, UsageError

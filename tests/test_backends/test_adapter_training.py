@@ -22,6 +22,7 @@ from aios.backends import training_run
 from aios.backends.adapter_training import TorchAdapterTrainer
 from aios.backends.encoding import IGNORED, Encoded, encode
 from aios.backends.models import ModelSource
+from aios.backends.packed_forward import last_hidden_states
 from aios.backends.torch_lm import TorchLM
 from aios.backends.training_plan import learning_rate, plan_steps
 from aios.core.errors import (
@@ -362,13 +363,13 @@ def test_where_memory_runs_out_gradients_are_accumulated_over_smaller_rows(
     events: list[Event] = []
     job = make_job(tmp_path / "small", SENTENCE, SENTENCE, SENTENCE)
     whole = trainer.fit(make_job(tmp_path / "whole", SENTENCE, SENTENCE, SENTENCE))
-    forward, rows = training_run.last_hidden_states, list[int]()
+    rows: list[int] = []
 
     def with_little_memory(model: Any, row: Any) -> Any:
         rows.append(row.ids.numel())
         if row.ids.numel() > rows[0] * 2 / 3:  # two sentences are too many
             raise torch.OutOfMemoryError("no memory left")
-        return forward(model, row)
+        return last_hidden_states(model, row)
 
     monkeypatch.setattr(training_run, "last_hidden_states", with_little_memory)
     result = trainer.fit(job, emit=events.append)

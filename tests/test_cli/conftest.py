@@ -112,7 +112,7 @@ class ExpertReport:
 
 @dataclass(frozen=True)
 class RestemPlan:
-    """The shape of `aios.app.restem.RestemPlan`."""
+    """The shape of `aios.app.restem.job.RestemPlan`."""
 
     passages: int = 4
     held_out: int = 1
@@ -191,7 +191,7 @@ class FakeApp:
 FUNCTIONS = {
     "aios.app.generate": ("generate_edits", "preview_edits"),
     "aios.app.generation_plan": ("plan_generation",),
-    "aios.app.restem": ("plan_restem",),
+    "aios.app.restem.job": ("plan_restem",),
     "aios.app.train_expert": ("train_expert",),
     "aios.app.ab_test": ("run_ab_test",),
     "aios.app.cache": ("warm_cache",),

@@ -20,7 +20,7 @@ COMMANDS = {
     "aios.app.cache:warm_cache": "seal cache warm --input {0}",
     "aios.app.ab_test:run_ab_test": "seal ab-test --input {0}",
     "aios.app.train_expert:train_expert": "hrm-hf train-expert --expert-id e1 --dataset {0}",
-    "aios.app.restem:plan_restem": (
+    "aios.app.restem.job:plan_restem": (
         "hrm-hf train-expert --expert-id e1 --dataset {0} --restem --dry-run"
     ),
     "aios.app.models:list_models": "models list",
@@ -50,7 +50,7 @@ def test_the_call_fits_the_real_function(target: str, app: Any, passages: Path) 
         ("GeneratePlan", "aios.app.generation_plan"),
         ("WarmReport", "aios.app.cache"),
         ("ExpertReport", "aios.app.train_expert"),
-        ("RestemPlan", "aios.app.restem"),
+        ("RestemPlan", "aios.app.restem.job"),
         ("ABReport", "aios.app.ab_test"),
         ("ModelInfo", "aios.app.models"),
         ("Check", "aios.app.doctor"),

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from aios.app import restem as restem_job
+from aios.app.restem import job as restem_job
 from aios.cli.aios import run
 from aios.core.events import Event, RoundFinished
 from tests.test_app.scripted_jobs import files_below, without_times, write_passages

@@ -21,7 +21,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup, escape
 
 from aios.app.inspection import Inspection, ScoreSummary, ShownEdit, ShownPassage
-from aios.app.report_charts import NO_BREAK
+from aios.app.report_page import NO_BREAK
 
 _TEMPLATES = Path(__file__).parent / "templates"
 _UNPRINTABLE = re.compile(

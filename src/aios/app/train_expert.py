@@ -22,7 +22,7 @@ from aios.app.expert_publishing import (
 from aios.app.generation_plan import check_input
 from aios.app.generators import check_generator, writing_model
 from aios.app.models import load_model, load_trainer
-from aios.app.restem_expert import (
+from aios.app.restem.expert import (
     describe_optimisation,
     finished_state,
     optimize_for_expert,

@@ -23,7 +23,7 @@ from aios.cli.options import (
 from aios.core.errors import UsageError
 
 if TYPE_CHECKING:
-    from aios.app.restem import RestemPlan
+    from aios.app.restem.job import RestemPlan
     from aios.app.train_expert import ExpertReport
     from aios.core.config.schemas import Config
 
@@ -213,7 +213,7 @@ def _dry_run(
     plan = plan_generation(config, dataset)
     optimisation: RestemPlan | None = None
     if restem:
-        from aios.app.restem import plan_restem
+        from aios.app.restem.job import plan_restem
 
         optimisation = plan_restem(config, dataset)
     recipe = resolve_recipe(config, config.model.name)

@@ -25,7 +25,7 @@ from aios.cli.options import (
 from aios.core.events import Event, RunStarted
 
 if TYPE_CHECKING:
-    from aios.app.restem import ReSTEMReport
+    from aios.app.restem.job import ReSTEMReport
     from aios.core.config.schemas import Config
 
 _HERE = "aios.cli.commands.seal_restem"
@@ -137,7 +137,7 @@ def optimize(
         _show_plan(common, config, dataset)
         return
     if resume:
-        from aios.app.restem_folders import find_run
+        from aios.app.restem.folders import find_run
 
         run_dir = find_run(config, resume)
     report = _run(
@@ -156,7 +156,7 @@ def _run(
     resume: bool,
     verbose: bool,
 ) -> ReSTEMReport:
-    from aios.app.restem import optimize as run_rounds
+    from aios.app.restem.job import optimize as run_rounds
     from aios.cli.interrupts import resume_line, stop_on_signals
     from aios.cli.progress import show_progress
 
@@ -215,7 +215,7 @@ def _show(common: Common, report: ReSTEMReport) -> None:
 
 
 def _show_plan(common: Common, config: Config, dataset: Path) -> None:
-    from aios.app.restem import plan_restem
+    from aios.app.restem.job import plan_restem
     from aios.cli.rendering import write_facts, write_json, write_line
 
     plan = plan_restem(config, dataset)

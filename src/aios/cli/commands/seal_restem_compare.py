@@ -23,7 +23,7 @@ from aios.core.events import Event, RunStarted
 from aios.core.protocols import Emit, ShouldStop
 
 if TYPE_CHECKING:
-    from aios.app.restem_compare import ComparisonReport
+    from aios.app.restem.compare import ComparisonReport
     from aios.core.config.schemas import Config
 
 _BASE = "base"
@@ -136,7 +136,7 @@ def compare(
     if dry_run:
         _show_plan(common, config, first, optimized, dataset, seeds, candidates)
         return
-    from aios.app.restem_compare import compare_generators, find_comparison
+    from aios.app.restem.compare import compare_generators, find_comparison
 
     folder = find_comparison(config, resume) if resume else output
     with _signals_and_progress(common, config, folder, verbose) as (emit, should_stop):
@@ -276,7 +276,7 @@ def _show_plan(
     seeds: int,
     candidates: int | None,
 ) -> None:
-    from aios.app.restem_compare import plan_comparison
+    from aios.app.restem.compare import plan_comparison
     from aios.cli.rendering import write_facts, write_json, write_line
 
     plan = plan_comparison(config, baseline, optimized, dataset, seeds=seeds, candidates=candidates)

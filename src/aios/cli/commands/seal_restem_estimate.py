@@ -12,7 +12,7 @@ from aios.cli.commands.seal import model_option
 from aios.cli.options import INPUT_FILE, Command, Common, common_options, config_option, load
 
 if TYPE_CHECKING:
-    from aios.app.restem_estimate import RestemEstimateReport
+    from aios.app.restem.estimate import RestemEstimateReport
     from aios.core.restem_advice import Advice
     from aios.core.restem_costs import Memory, RestemEstimate
     from aios.core.restem_workload import Span
@@ -188,7 +188,7 @@ def estimate(
     from aios.core.restem_workload import Span
 
     config = load(common).config
-    from aios.app.restem_estimate import estimate_restem
+    from aios.app.restem.estimate import estimate_restem
 
     price = None
     if price_per_hour is not None:

@@ -12,7 +12,7 @@ from aios.cli.commands.seal import model_option
 from aios.cli.options import INPUT_FILE, Command, Common, common_options, load, original_args
 
 if TYPE_CHECKING:
-    from aios.app.restem_tune import TuneReport
+    from aios.app.restem.tune import TuneReport
     from aios.core.config.schemas import Config
 
 _SECONDS = {"s": 1, "m": 60, "min": 60, "h": 3600, "d": 86_400}
@@ -129,7 +129,7 @@ def tune(
     if dry_run:
         _dry_run(common, config, dataset, trials, rounds, space)
         return
-    from aios.app.restem_tune import tune as search
+    from aios.app.restem.tune import tune as search
     from aios.cli.interrupts import resume_line, stop_on_signals
     from aios.cli.progress import show_progress
 
@@ -211,7 +211,7 @@ def _show_trials(report: TuneReport) -> None:
 def _dry_run(
     common: Common, config: Config, dataset: Path, trials: int, rounds: int, space: str | None
 ) -> None:
-    from aios.app.restem_tune_plan import plan_tuning
+    from aios.app.restem.tune_plan import plan_tuning
     from aios.cli.rendering import write_facts, write_json, write_line
 
     plan = plan_tuning(config, dataset, trials=trials, rounds=rounds, space=space)

@@ -19,7 +19,7 @@ from aios.cli.options import Command, Common, common_options, load
 from aios.core.errors import UsageError
 
 if TYPE_CHECKING:
-    from aios.app.restem_runs import RoundRewards, RunFollower, RunStatus
+    from aios.app.restem.runs import RoundRewards, RunFollower, RunStatus
     from aios.cli.restem_tables import CandidateRow
 
 _PASSAGES_LISTED = 5
@@ -57,7 +57,7 @@ def status(common: Common, run: str | None, watch: bool, interval: float) -> Non
     from; gain: over the untrained generator.
     """
     config = load(common).config
-    from aios.app.restem_runs import RunFollower, find_run
+    from aios.app.restem.runs import RunFollower, find_run
 
     follower = RunFollower(find_run(config, run))
     if watch:
@@ -212,7 +212,7 @@ def rewards(
     if run is not None and run_id is not None and run != run_id:
         raise UsageError(f"two runs are given, {run!r} and --run-id {run_id!r}", "give one of them")
     config = load(common).config
-    from aios.app.restem_runs import find_run, read_rewards
+    from aios.app.restem.runs import find_run, read_rewards
     from aios.cli.restem_tables import candidate_rows, ranked
 
     path = find_run(config, run if run is not None else run_id)
@@ -357,7 +357,7 @@ def stop(common: Common, run: str | None, wait: bool) -> None:
     finished is lost; the line to go on with is printed.
     """
     config = load(common).config
-    from aios.app.restem_runs import RunFollower, find_run, request_stop, running_runs
+    from aios.app.restem.runs import RunFollower, find_run, request_stop, running_runs
 
     if run is None:
         running = running_runs(config)

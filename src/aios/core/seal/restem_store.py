@@ -1,6 +1,6 @@
 """Where a ReST-EM run keeps what it has done, so that nothing is done twice.
 
-`RoundStore` is the seam; a run directory implements it (`app.restem_rounds`). `UnrecordedRounds`
+`RoundStore` is the seam; a run directory implements it (`app.restem.rounds`). `UnrecordedRounds`
 keeps nothing but the adapters, in a folder: for short programs and tests.
 """
 

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, ClassVar
 
-from aios.app.restem_records import is_number
+from aios.app.restem.records import is_number
 
 STAGES = ("write", "try", "fit", "held-out")  # of a round, in order; round 0 has only the last
 

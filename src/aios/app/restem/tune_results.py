@@ -14,10 +14,10 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from aios.app.restem_comparison import Unit, mean_interval, unit_of
-from aios.app.restem_tune_report import render_tuning
-from aios.app.restem_tune_space import Space, describe, set_lines, settings_of_parameters, yaml_text
-from aios.app.restem_tune_study import TrialRecord, means_by_choice
+from aios.app.restem.comparison import Unit, mean_interval, unit_of
+from aios.app.restem.tune_report import render_tuning
+from aios.app.restem.tune_space import Space, describe, set_lines, settings_of_parameters, yaml_text
+from aios.app.restem.tune_study import TrialRecord, means_by_choice
 from aios.core.config.schemas import Config
 from aios.core.files import atomic_write_bytes, atomic_write_text, encode_json
 from aios.core.restem import HeldOut

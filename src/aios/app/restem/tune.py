@@ -23,13 +23,13 @@ from typing import TYPE_CHECKING, Any
 from aios.app.composition import Run, recipe_for, started_run
 from aios.app.generation_plan import check_input
 from aios.app.models import load_model
-from aios.app.restem import facts_of, keep_plan, plan_of, read_data
-from aios.app.restem_tune_plan import (
+from aios.app.restem.job import facts_of, keep_plan, plan_of, read_data
+from aios.app.restem.tune_plan import (
     DEFAULT_TRIALS,
     check_tuning,
     with_rounds,
 )
-from aios.app.restem_tune_space import Space, choose_space, describe, set_lines
+from aios.app.restem.tune_space import Space, choose_space, describe, set_lines
 from aios.core.config.recipes import ResolvedRecipe
 from aios.core.config.schemas import Config
 from aios.core.errors import BackendError, DataError, RunInterrupted
@@ -37,9 +37,9 @@ from aios.core.events import Notice, StageFinished, StageProgress, StageStarted
 from aios.core.protocols import Emit, LanguageModel, ShouldStop, ignore, never
 
 if TYPE_CHECKING:
-    from aios.app.restem_tune_results import Confirmation, Found
-    from aios.app.restem_tune_study import TrialRecord, TuneStudy
-    from aios.app.restem_tune_trial import TuneJob
+    from aios.app.restem.tune_results import Confirmation, Found
+    from aios.app.restem.tune_study import TrialRecord, TuneStudy
+    from aios.app.restem.tune_trial import TuneJob
 
 TUNE_KIND = "restem-tune"
 STUDY_FILE = "study.journal"
@@ -141,8 +141,8 @@ def tune(
             "no passage is held out, so settings cannot be compared",
             "give more passages, or raise restem.held_out_fraction",
         )
-    from aios.app.restem_tune_study import TuneStudy
-    from aios.app.restem_tune_trial import TuneJob
+    from aios.app.restem.tune_study import TuneStudy
+    from aios.app.restem.tune_trial import TuneJob
 
     deadline = None if timeout_seconds is None else began + timeout_seconds
     limits = _Limits(trials, deadline)
@@ -206,7 +206,7 @@ def _search(run: Run, job: TuneJob, study: TuneStudy, limits: _Limits) -> None:
         RunInterrupted: The job was asked to stop, or time is up.
         BackendError: Several trials in a row failed.
     """
-    from aios.app.restem_tune_trial import run_trial, tidy
+    from aios.app.restem.tune_trial import run_trial, tidy
 
     began = time.monotonic()
     wanted = min(limits.trials, study.space.size)
@@ -255,8 +255,8 @@ def _confirm(run: Run, job: TuneJob, found: Found, count: int) -> list[Confirmat
         BackendError: One of them failed.
         RunInterrupted: The job was asked to stop, or time is up.
     """
-    from aios.app.restem_tune_results import Confirmation
-    from aios.app.restem_tune_trial import run_once
+    from aios.app.restem.tune_results import Confirmation
+    from aios.app.restem.tune_trial import run_once
 
     best, confirmations = found.best, list[Confirmation]()
     if best is None:
@@ -282,7 +282,7 @@ def _found(
     notes: list[str],
     info: Mapping[str, Any],
 ) -> Found:
-    from aios.app.restem_tune_results import Found
+    from aios.app.restem.tune_results import Found
 
     return Found(
         job.config,
@@ -303,7 +303,7 @@ def _write(
     notes: list[str],
     info: Mapping[str, Any],
 ) -> TuneReport:
-    from aios.app import restem_tune_results as results
+    from aios.app.restem import tune_results as results
 
     found = _found(job, study, confirmations, notes, info)
     document = results.write_tuning(job.folder, found)

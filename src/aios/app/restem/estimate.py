@@ -3,7 +3,7 @@
 Takes a config and a dataset, or only how many passages there would be; gives counts, an estimate
 of time, memory and money, and advice for a budget. Nothing is kept.
 
-On the machine at hand a few passages are really written, tried and trained on (`restem_probe`).
+On the machine at hand a few passages are really written, tried and trained on (`probe`).
 For a GPU that is not at hand, no model is loaded: speeds are reckoned (`core.gpu_costs`), and
 tokens are taken as four characters each. What is assumed, not counted or measured, is listed.
 """
@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from aios.app.models import load_model, show_model
-from aios.app.restem_probe import probe_machine
-from aios.app.restem_sizes import (
+from aios.app.restem.probe import probe_machine
+from aios.app.restem.sizes import (
     CHARACTERS_PER_TOKEN,
     approximate_tokens,
     count_dataset,

@@ -33,7 +33,7 @@ from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
 from optuna.trial import FrozenTrial, Trial, TrialState
 
-from aios.app.restem_tune_space import Parameters, Space
+from aios.app.restem.tune_space import Parameters, Space
 from aios.core.errors import StorageError
 from aios.core.files import guarded
 from aios.core.seeds import derive

@@ -11,8 +11,8 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from aios.app.restem_charts import Candidates
-from aios.app.restem_comparison import Unit
+from aios.app.restem.charts import Candidates
+from aios.app.restem.comparison import Unit
 from aios.core.restem import Tried, TriedPassage
 from aios.core.types import Failure, Passage
 

@@ -14,9 +14,9 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 from aios.app.composition import recipe_for
-from aios.app.restem import RestemData, executor_of
-from aios.app.restem_records import read_rewards
-from aios.app.restem_settings import reward_function, settings_of
+from aios.app.restem.job import RestemData, executor_of
+from aios.app.restem.records import read_rewards
+from aios.app.restem.settings import reward_function, settings_of
 from aios.core.config.recipes import ResolvedRecipe
 from aios.core.config.schemas import Config
 from aios.core.errors import StorageError

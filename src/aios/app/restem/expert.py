@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from aios.app.composition import Run
-from aios.app.restem import KIND, ReSTEMReport, optimize
+from aios.app.restem.job import KIND, ReSTEMReport, optimize
 from aios.core.config.schemas import Config
 from aios.core.errors import UsageError
 from aios.core.events import Notice

@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from aios.app import restem_charts, svg
+from aios.app import svg
 from aios.app.report_page import (
     check_log_link,
     environment,
@@ -23,8 +23,9 @@ from aios.app.report_page import (
     setup_row,
     tone_of,
 )
-from aios.app.restem_charts import STAGES, Candidates
-from aios.app.restem_comparison import (
+from aios.app.restem import charts as restem_charts
+from aios.app.restem.charts import STAGES, Candidates
+from aios.app.restem.comparison import (
     Gain,
     Unit,
     gains,
@@ -35,8 +36,8 @@ from aios.app.restem_comparison import (
     unit_of,
     verdict_sentence,
 )
-from aios.app.restem_edits import LISTED_FAILURES, edits_by_round, failure_groups
-from aios.app.restem_tables import share, tables
+from aios.app.restem.edits import LISTED_FAILURES, edits_by_round, failure_groups
+from aios.app.restem.tables import share, tables
 from aios.core.restem import ReSTEMState, TriedPassage
 from aios.core.types import Passage
 

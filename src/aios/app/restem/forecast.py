@@ -12,7 +12,7 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 from aios.app.composition import Run
-from aios.app.restem_estimate import estimate_restem
+from aios.app.restem.estimate import estimate_restem
 from aios.core.config.schemas import Config
 from aios.core.errors import StorageError
 from aios.core.estimates import describe_seconds

@@ -13,7 +13,7 @@ from statistics import fmean
 from markupsafe import Markup
 
 from aios.app.report_page import NO_BREAK, percent, seconds_words
-from aios.app.restem_comparison import Unit, generator_name, mean_interval
+from aios.app.restem.comparison import Unit, generator_name, mean_interval
 from aios.app.svg import Series, line_chart
 from aios.app.svg_histogram import HistogramRow, histogram_rows
 from aios.app.svg_rounds import BarRow, StripColumn, StripPoint, paired_strips, stacked_bars

@@ -26,12 +26,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean
 
-from aios.app.restem import KIND, RestemData, optimize
-from aios.app.restem_records import read_rewards
-from aios.app.restem_tune_pruning import HeldOutWatch
-from aios.app.restem_tune_space import EPOCHS, Parameters, with_parameters
-from aios.app.restem_tune_study import TrialRecord
-from aios.app.restem_tune_yardstick import FOLDER, Yardstick
+from aios.app.restem.job import KIND, RestemData, optimize
+from aios.app.restem.records import read_rewards
+from aios.app.restem.tune_pruning import HeldOutWatch
+from aios.app.restem.tune_space import EPOCHS, Parameters, with_parameters
+from aios.app.restem.tune_study import TrialRecord
+from aios.app.restem.tune_yardstick import FOLDER, Yardstick
 from aios.core.config.loader import dump
 from aios.core.config.schemas import Config
 from aios.core.errors import BackendError, RunInterrupted
@@ -138,7 +138,7 @@ def run_trial(
 
     Raises:
         RunInterrupted: `job.should_stop` said so; the trial can be gone on with.
-        UsageError, StorageError: As `app.restem.optimize`.
+        UsageError, StorageError: As `app.restem.job.optimize`.
     """
     began = time.monotonic()
     alike = [r for r in earlier if r.parameters.get(EPOCHS) == parameters.get(EPOCHS)]
@@ -182,7 +182,7 @@ def run_once(job: TuneJob, name: str, parameters: Parameters) -> float:
     Raises:
         BackendError: It failed.
         RunInterrupted: `job.should_stop` said so.
-        UsageError, StorageError: As `app.restem.optimize`.
+        UsageError, StorageError: As `app.restem.job.optimize`.
     """
     config = with_parameters(job.config, parameters)
     path = job.path_of(name)

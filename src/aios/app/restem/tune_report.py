@@ -15,8 +15,8 @@ from markupsafe import Markup
 
 from aios.app import svg
 from aios.app.report_page import Cell, Table, environment, interval_words, seconds_words, setup_row
-from aios.app.restem_comparison import Unit
-from aios.app.restem_tune_space import NAMES
+from aios.app.restem.comparison import Unit
+from aios.app.restem.tune_space import NAMES
 from aios.app.svg import Series, line_chart
 from aios.app.svg_rounds import BarRow, stacked_bars
 

@@ -25,7 +25,7 @@ from statistics import fmean
 from typing import Literal, TypeAlias
 
 from aios.app.growing_lines import NewLines
-from aios.app.restem_folders import (
+from aios.app.restem.folders import (
     clear_stop,
     find_run,
     held_since,
@@ -36,8 +36,8 @@ from aios.app.restem_folders import (
     running_runs,
     stop_requested,
 )
-from aios.app.restem_progress import STAGES, OpenStage, RunProgress
-from aios.app.restem_records import (
+from aios.app.restem.progress import STAGES, OpenStage, RunProgress
+from aios.app.restem.records import (
     STATE_FILE,
     RoundRewards,
     SavedState,

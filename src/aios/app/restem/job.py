@@ -28,11 +28,11 @@ from aios.app.composition import (
 )
 from aios.app.generation_plan import check_input, read_input
 from aios.app.models import load_model, load_trainer
-from aios.app.restem_folders import clear_stop, stop_requested
-from aios.app.restem_forecast import estimate_beside_actual, foretell
-from aios.app.restem_results import publish_best, write_results
-from aios.app.restem_rounds import RecordedRounds, RunFacts
-from aios.app.restem_settings import arms_of, reward_function, settings_of
+from aios.app.restem.folders import clear_stop, stop_requested
+from aios.app.restem.forecast import estimate_beside_actual, foretell
+from aios.app.restem.results import publish_best, write_results
+from aios.app.restem.rounds import RecordedRounds, RunFacts
+from aios.app.restem.settings import arms_of, reward_function, settings_of
 from aios.app.trials import open_executor
 from aios.core.config.recipes import ResolvedRecipe
 from aios.core.config.schemas import Config

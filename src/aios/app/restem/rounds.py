@@ -16,7 +16,7 @@ from pathlib import Path
 from aios import __version__
 from aios.app.composition import Run, build_prompts
 from aios.app.edit_journal import JournalledEdits, generation_fingerprint
-from aios.app.restem_records import read_state
+from aios.app.restem.records import read_state
 from aios.core.config.schemas import Config
 from aios.core.files import atomic_write_bytes, confined, encode_json, guarded
 from aios.core.protocols import LanguageModel, ShouldStop

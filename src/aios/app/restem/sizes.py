@@ -13,8 +13,8 @@ from pathlib import Path
 from statistics import fmean
 
 from aios.app.generation_plan import ignore_reject
-from aios.app.restem_probe import PROBED, Measured, question_tokens
-from aios.app.restem_settings import arms_of
+from aios.app.restem.probe import PROBED, Measured, question_tokens
+from aios.app.restem.settings import arms_of
 from aios.core.config.recipes import ResolvedRecipe
 from aios.core.config.schemas import Config
 from aios.core.data.probes import make_probes

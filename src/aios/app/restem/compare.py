@@ -29,15 +29,15 @@ from aios.app.composition import (
 )
 from aios.app.generation_plan import check_input
 from aios.app.models import load_model
-from aios.app.restem import RestemData, executor_of, facts_of, keep_plan, plan_of, read_data
-from aios.app.restem_compare_results import (
+from aios.app.restem.compare_results import (
     SIDES,
     Examined,
     Side,
     comparison_document,
 )
-from aios.app.restem_compare_trials import KIND, ComparisonJob, Examination
-from aios.app.restem_settings import arms_of
+from aios.app.restem.compare_trials import KIND, ComparisonJob, Examination
+from aios.app.restem.job import RestemData, executor_of, facts_of, keep_plan, plan_of, read_data
+from aios.app.restem.settings import arms_of
 from aios.core.config.schemas import Config
 from aios.core.errors import UsageError
 from aios.core.events import Notice

@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from aios.app.restem_records import RoundRewards, read_rewards
-from aios.app.restem_report import render_restem_report, restem_document
-from aios.app.restem_rounds import RecordedRounds
+from aios.app.restem.records import RoundRewards, read_rewards
+from aios.app.restem.report import render_restem_report, restem_document
+from aios.app.restem.rounds import RecordedRounds
 from aios.core.files import atomic_write_bytes, atomic_write_text, encode_json, parse_json
 from aios.core.restem import ReSTEMState
 from aios.core.types import Passage

@@ -14,9 +14,9 @@ from pathlib import Path
 
 from aios.app.composition import Run, build_generator
 from aios.app.generators import writing_model
-from aios.app.restem_compare_results import SIDES, Examined, Side, decide_together, examined
-from aios.app.restem_rounds import RecordedRounds, RunFacts
-from aios.app.restem_settings import reward_function, settings_of
+from aios.app.restem.compare_results import SIDES, Examined, Side, decide_together, examined
+from aios.app.restem.rounds import RecordedRounds, RunFacts
+from aios.app.restem.settings import reward_function, settings_of
 from aios.core.config.recipes import ResolvedRecipe
 from aios.core.config.schemas import Config
 from aios.core.events import Event, StageFinished, StageProgress, StageStarted

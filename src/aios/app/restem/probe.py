@@ -17,7 +17,7 @@ from statistics import fmean
 
 from aios.app.composition import build_generator, recipe_for
 from aios.app.models import load_trainer
-from aios.app.restem_settings import arms_of, settings_of
+from aios.app.restem.settings import arms_of, settings_of
 from aios.core.config.recipes import ResolvedRecipe
 from aios.core.config.schemas import Config
 from aios.core.data.probes import Probe, make_probes

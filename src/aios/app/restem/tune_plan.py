@@ -13,8 +13,8 @@ from pathlib import Path
 from aios.app.composition import recipe_for
 from aios.app.generation_plan import check_input
 from aios.app.models import load_model
-from aios.app.restem import plan_restem
-from aios.app.restem_tune_space import EPOCHS, Space, choose_space
+from aios.app.restem.job import plan_restem
+from aios.app.restem.tune_space import EPOCHS, Space, choose_space
 from aios.core.config.schemas import Config
 from aios.core.errors import DataError, UsageError
 from aios.core.protocols import Emit, LanguageModel, ignore

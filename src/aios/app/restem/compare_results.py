@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass, replace
 from statistics import fmean
 from typing import Any, Literal
 
-from aios.app.restem_comparison import (
+from aios.app.restem.comparison import (
     ACCURACY,
     METRICS,
     Ends,
