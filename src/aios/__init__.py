@@ -20,6 +20,7 @@ _EXPORTS = {
     "PerplexityReward": "aios.core.seal.reward",
     "PromptBuilder": "aios.core.seal.prompts",
     "Question": "aios.core.types",
+    "ReSTEMOptimizer": "aios.core.seal.restem_optimizer",
     "SelfEdit": "aios.core.types",
     "SelfEditGenerator": "aios.core.seal.self_edit_generator",
     "SelfEditStrategy": "aios.core.seal.strategies",
@@ -31,6 +32,7 @@ _EXPORTS = {
     "load_config": "aios.app.api",
     "load_model": "aios.app.api",
     "open_executor": "aios.app.api",
+    "optimize_generator": "aios.app.api",
     "race": "aios.core.seal.racing",
     "read_passages": "aios.core.data.readers",
     "run_ab_test": "aios.app.ab_test",
@@ -44,6 +46,7 @@ if TYPE_CHECKING:
     from aios.app.api import load_config as load_config
     from aios.app.api import load_model as load_model
     from aios.app.api import open_executor as open_executor
+    from aios.app.api import optimize_generator as optimize_generator
     from aios.app.generate import generate_edits as generate_edits
     from aios.app.train_expert import train_expert as train_expert
     from aios.backends.torch_lm import TorchLM as TorchLM
@@ -52,6 +55,7 @@ if TYPE_CHECKING:
     from aios.core.errors import AIOSError as AIOSError
     from aios.core.seal.prompts import PromptBuilder as PromptBuilder
     from aios.core.seal.racing import race as race
+    from aios.core.seal.restem_optimizer import ReSTEMOptimizer as ReSTEMOptimizer
     from aios.core.seal.reward import AccuracyReward as AccuracyReward
     from aios.core.seal.reward import PerplexityReward as PerplexityReward
     from aios.core.seal.reward import ValidationLossReward as ValidationLossReward

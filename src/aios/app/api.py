@@ -5,12 +5,16 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from aios.app import models, trials
 from aios.core.config import loader
 from aios.core.config.restem_schema import ExecutorKind
 from aios.core.config.schemas import Config
 from aios.core.protocols import Executor, LanguageModel
+
+if TYPE_CHECKING:
+    from aios.app.restem.job import ReSTEMReport
 
 
 def load_config(*overrides: str, config_file: Path | str | None = None) -> Config:
@@ -65,3 +69,28 @@ def open_executor(
     """
     overrides = [f"model.name={json.dumps(name)}"] if name is not None else []
     return trials.open_executor(load_config(*overrides), kind, workers=workers)
+
+
+def optimize_generator(
+    dataset: Path | str, output: Path | str | None = None, *overrides: str
+) -> ReSTEMReport:
+    """Improves the bundled or configured model's generator of self-edits by ReST-EM.
+
+    The same as ``aios seal restem optimize``; see `app.restem.job.optimize` for all of it.
+
+    Args:
+        dataset: Passages with questions.
+        output: Folder of the best generator; by default it stays in the run directory.
+        *overrides: Settings such as ``"seal.restem_iterations=1"``.
+
+    Raises:
+        ConfigError: A setting is wrong.
+        UsageError: The data cannot be used.
+        BackendError: Writing or training failed; what is done is kept.
+        StorageError: The run cannot be written.
+    """
+    from aios.app.restem.job import optimize
+
+    return optimize(
+        load_config(*overrides), Path(dataset), None if output is None else Path(output)
+    )
