@@ -35,7 +35,9 @@ ENTRIES = {
     "rewards": Entry(f"{_HERE}_watch:rewards", "Show what each self-edit of a run earned."),
     "stop": Entry(f"{_HERE}_watch:stop", "Ask a run to stop; it can be resumed."),
     "compare": Entry(f"{_HERE}_compare:compare", "Compare two generators on the same passages."),
-    "estimate": Entry(f"{_HERE}_estimate:estimate", "Estimate time, memory and money of a run."),
+    "estimate": Entry(
+        f"{_HERE}_estimate:estimate", "Tell time, memory and cost of a run beforehand."
+    ),
     "tune": Entry(f"{_HERE}_tune:tune", "Search the settings of a run."),
 }
 

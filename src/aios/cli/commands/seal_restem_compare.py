@@ -40,8 +40,8 @@ _METRICS = {
     cls=Command,
     short_help="Compare two generators on the same passages.",
     examples=(
-        "aios seal restem compare --optimized my_generator --dataset new.jsonl",
-        "aios seal restem compare --baseline g1 --optimized g2 --dataset new.jsonl",
+        "aios seal restem compare --optimized my_generator --dataset passages.jsonl",
+        "aios seal restem compare --baseline g1 --optimized g2 --dataset passages.jsonl",
     ),
 )
 @click.option(

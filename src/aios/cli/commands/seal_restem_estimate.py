@@ -103,8 +103,7 @@ def _parameters(ctx: click.Context, param: click.Parameter, value: str | None) -
     short_help="Tell time, memory and cost of a run beforehand.",
     examples=(
         "aios seal restem estimate --dataset passages.jsonl --budget 2h",
-        "aios seal restem estimate --passages 100 --tokens-per-passage 200 --gpu L4 \\\n"
-        "    --model-parameters 1B --price-per-hour 0.6-1.1 --budget 20usd",
+        "aios seal restem estimate --passages 100 --gpu L4 --model-parameters 1B",
     ),
 )
 @click.option("--dataset", type=INPUT_FILE, help="The file of passages, with questions about them.")

@@ -181,6 +181,24 @@ class GeneratorRecipe(Section):
         return check_arms(value)
 
 
+# What the SEAL release trains its generators by, and the plan's six prompts.
+RELEASE_GENERATOR = GeneratorRecipe(
+    arms=(
+        "implications",
+        "implications-long",
+        "implications-very-long",
+        "implications-cot",
+        "rewrite",
+        "self-qa",
+    ),
+    rank=64,
+    alpha=128,
+    learning_rate=3e-4,
+    epochs=2,
+    batch_size=8,
+)
+
+
 class Recipe(Section):
     """What was measured to work for a base model."""
 
@@ -190,7 +208,7 @@ class Recipe(Section):
         json_schema_extra=allowed("the name of a strategy, or a mix such as rewrite:2,self-qa:2"),
     )
     num_edits_per_passage: NumEdits
-    generator: GeneratorRecipe
+    generator: GeneratorRecipe = Field(default_factory=lambda: RELEASE_GENERATOR)
     training: TrainingRecipe
     source: str = Field(min_length=1, description="Where the recipe was measured")
 
@@ -240,21 +258,7 @@ def default_recipes() -> dict[str, Recipe]:
         DEFAULT_RECIPE: Recipe(
             strategy="implications",
             num_edits_per_passage=5,
-            generator=GeneratorRecipe(
-                arms=(
-                    "implications",
-                    "implications-long",
-                    "implications-very-long",
-                    "implications-cot",
-                    "rewrite",
-                    "self-qa",
-                ),
-                rank=64,
-                alpha=128,
-                learning_rate=3e-4,
-                epochs=2,
-                batch_size=8,
-            ),
+            generator=RELEASE_GENERATOR,
             training=release,
             source="SEAL release, for a 7B model; not measured here",
         ),

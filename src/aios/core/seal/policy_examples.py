@@ -52,7 +52,8 @@ def policy_examples(
     examples = []
     for edit in edits:
         written = strategies[edit.strategy]
-        strategy = written if written.learnable else strategies.get(written.taught_as)
+        can = written.learnable and written.writes
+        strategy = written if can else strategies.get(written.taught_as)
         if strategy is None or not edit.items:
             continue
         with guarded_plug_in(strategy, "prompt_text"):
