@@ -148,6 +148,7 @@ def test_trials_in_worker_processes_come_to_the_same(
     assert run(tmp_path, "processes") == serial
 
 
+@pytest.mark.slow
 def test_a_run_may_go_on_where_its_trials_were_not_run_before(
     tmp_path: Path, serial: dict[str, Any]
 ) -> None:
@@ -156,6 +157,7 @@ def test_a_run_may_go_on_where_its_trials_were_not_run_before(
     assert run(tmp_path, "processes", resume=True) == serial
 
 
+@pytest.mark.slow
 def test_a_worker_that_is_killed_in_a_round_costs_its_batch_a_retry_and_nothing_else(
     tmp_path: Path, serial: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -200,6 +202,7 @@ def trials_of(result: dict[str, Any]) -> Counter[str]:
     return ids
 
 
+@pytest.mark.slow
 def test_workers_that_are_killed_from_outside_change_nothing(
     tmp_path: Path, serial: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:

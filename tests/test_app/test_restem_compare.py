@@ -278,6 +278,7 @@ def test_the_plan_counts_what_is_then_done(config: Config, data: Path, skilled: 
 # ------------------------------------------------------------ stopping and going on
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("calls", [0, 3, 12, 20, 40])
 def test_a_comparison_that_was_stopped_goes_on_and_ends_with_the_same_numbers(
     config: Config, data: Path, skilled: AdapterRef, tmp_path: Path, calls: int
@@ -293,6 +294,7 @@ def test_a_comparison_that_was_stopped_goes_on_and_ends_with_the_same_numbers(
     assert without_times(report.metrics) == without_times(whole.metrics)
 
 
+@pytest.mark.slow
 def test_a_comparison_may_be_given_more_seeds(
     config: Config, data: Path, skilled: AdapterRef
 ) -> None:

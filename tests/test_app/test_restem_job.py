@@ -262,6 +262,7 @@ def count_of_stops(folder: Path) -> int:
     return asked
 
 
+@pytest.mark.slow
 def test_a_run_that_is_stopped_anywhere_ends_with_the_same_numbers(
     tmp_path: Path, whole: dict[str, Any]
 ) -> None:

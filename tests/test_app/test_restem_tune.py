@@ -174,6 +174,7 @@ def test_numbers_trials_and_page_are_written(run: Callable[..., TuneReport]) -> 
     assert document["verdict"] in page.replace("&#39;", "'")
 
 
+@pytest.mark.slow
 def test_all_of_a_small_space_is_tried_once(run: Callable[..., TuneReport]) -> None:
     space = Space("thresholds", {"learning_rate": (FEEBLE, GOOD), "threshold": ("auto", 50.0)})
     report = run(space=space, trials=99)
@@ -231,6 +232,7 @@ def test_trials_of_the_same_e_step_share_it(
     assert spent < 0.65 * CountingModel.jobs
 
 
+@pytest.mark.slow
 def test_trials_of_another_length_have_an_e_step_of_their_own(
     run: Callable[..., TuneReport],
 ) -> None:
@@ -331,6 +333,7 @@ def work_on_ranks(folder: Path, tell: Tell) -> None:
     tune_ranks(folder, "killed", tell)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("process_server")
 def test_a_process_that_is_killed_anywhere_leaves_a_tuning_that_goes_on(
     tmp_path: Path, data: Path
@@ -357,6 +360,7 @@ def test_half_a_line_and_a_stale_lock_in_the_study_do_no_harm(
     assert len(more.trials) == 2
 
 
+@pytest.mark.slow
 def test_more_trials_may_be_asked_for_later(run: Callable[..., TuneReport]) -> None:
     run(space=GRID, trials=2)
     assert [t.number for t in run(space=GRID, trials=5, resume=True).trials] == [1, 2, 3, 4, 5]
@@ -415,6 +419,7 @@ def test_a_trial_may_have_several_rounds(run: Callable[..., TuneReport]) -> None
     )  # with the config's own trials a run's numbers are taken as they are
 
 
+@pytest.mark.slow
 def test_the_best_is_repeated_beside_the_present_settings(
     tmp_path: Path, run: Callable[..., TuneReport]
 ) -> None:

@@ -272,6 +272,7 @@ def work_slowly(folder: Path, resume: bool, tell: Tell) -> None:
     train(planted_config(folder), data, resume=resume, emit=lambda event: tell())
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("process_server")
 def test_a_training_killed_again_and_again_ends_with_the_same_expert(
     tmp_path: Path, whole: ExpertReport
