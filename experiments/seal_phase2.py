@@ -42,7 +42,7 @@ from aios.core.types import Passage
 
 FOLDER = Path(__file__).parent / "results" / "phase2"
 RECORD, SUMMARY = FOLDER / "trials.jsonl", FOLDER / "summary.json"
-STRATEGIES = ("implications", "rewrite", "self-qa")
+STRATEGIES = ("implications", "rewrite")
 TEMPERATURE = 0.7  # as the run's
 RESAMPLES = 10_000
 ALONE = "passage"
@@ -138,7 +138,7 @@ def summarize(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
             by_arm[row["arm"]].append(row)
             label = row["arm"].partition(", ")[2]
             if label:
-                by_arm[f"all three, {label}"].append(row)
+                by_arm[f"both, {label}"].append(row)
     base = [
         {
             **r,
@@ -151,17 +151,17 @@ def summarize(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
     ]
     by_arm["base"] = base
     pairs = [
-        ("all three, round 1", "all three, untrained"),
-        ("all three, round 2", "all three, untrained"),
-        ("all three, round 2", "all three, round 1"),
-        ("all three, round 1", ALONE),
-        ("all three, round 2", ALONE),
-        ("all three, untrained", ALONE),
+        ("both, round 1", "both, untrained"),
+        ("both, round 2", "both, untrained"),
+        ("both, round 2", "both, round 1"),
+        ("both, round 1", ALONE),
+        ("both, round 2", ALONE),
+        ("both, untrained", ALONE),
         ("cloze", ALONE),
         ("cloze", "7B implications"),
         ("7B implications", ALONE),
-        ("all three, round 2", "7B implications"),
-        ("all three, round 2", "cloze"),
+        ("both, round 2", "7B implications"),
+        ("both, round 2", "cloze"),
     ]
     return {
         "command": "python experiments/seal_phase2.py --data report.json --run RUN",

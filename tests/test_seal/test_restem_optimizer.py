@@ -13,7 +13,7 @@ import pytest
 from aios.backends.scripted_training import ScriptedTrainer
 from aios.backends.scripted_trials import ScriptedTrialBench
 from aios.core.errors import BackendError, DataError, RunInterrupted, UsageError
-from aios.core.events import CandidateTried, Event, RoundFinished
+from aios.core.events import CandidateTried, Event, Notice, RoundFinished
 from aios.core.protocols import Executor, LanguageModel, TrialBench
 from aios.core.restem import ReSTEMState, RoundReport
 from aios.core.seal.candidate_trials import TrialSettings
@@ -126,6 +126,21 @@ def test_only_what_was_rewarded_is_learned(tmp_path: Path) -> None:
     assert all(is_helpful(one.edit.text) and one.rewarded for one in kept)
     per_passage = [sum(c.kept for c in p.candidates) for p in store.kept[1, "candidates"]]
     assert max(per_passage) == 1
+
+
+def test_a_kept_self_edit_that_is_too_long_to_learn_is_left_out_with_a_notice(
+    tmp_path: Path,
+) -> None:
+    events: list[Event] = []
+    short = replace(SETTINGS.recipe, max_seq_len=5)
+    settings = replace(SETTINGS, recipe=short)
+    state = optimizer(rounds=1, settings=settings, emit=events.append).optimize(
+        planted_passages(6), (), UnrecordedRounds(tmp_path)
+    )
+    assert state.rounds[1].kept > 0
+    assert state.rounds[1].generator == ""
+    told = [event.message for event in events if isinstance(event, Notice)]
+    assert told == [f"{state.rounds[1].kept} kept self-edits do not fit restem.sft_max_seq_len (5)"]
 
 
 def test_a_round_reports_what_it_did(tmp_path: Path) -> None:

@@ -29,7 +29,14 @@ from contextlib import contextmanager
 from dataclasses import asdict, replace
 
 from aios.core.errors import StorageError, UsageError
-from aios.core.events import Event, RoundFinished, StageFinished, StageProgress, StageStarted
+from aios.core.events import (
+    Event,
+    Notice,
+    RoundFinished,
+    StageFinished,
+    StageProgress,
+    StageStarted,
+)
 from aios.core.protocols import (
     AdapterTrainer,
     Emit,
@@ -343,12 +350,18 @@ class ReSTEMOptimizer:
         examples = policy_examples(
             self.base, self.strategies, kept, {passage.id: passage for passage in passages}
         )
-        if not examples:
+        longest = self.settings.recipe.max_seq_len
+        fitting = [e for e in examples if self.base.count_tokens(e.text) <= longest]
+        if len(fitting) < len(examples):
+            left_out = len(examples) - len(fitting)
+            told = f"{left_out} kept self-edits do not fit restem.sft_max_seq_len ({longest})"
+            self.emit(Notice(told, "warning"))
+        if not fitting:
             return None
         previous = self._adapter(state, store) if self.settings.init == "previous" else None
         fitted = self.trainer.fit(
             TrainingJob(
-                examples=examples,
+                examples=tuple(fitting),
                 recipe=self.settings.recipe,
                 seed=derive(self.settings.seed, "fit", number),
                 output_dir=store.fit_folder(number),
