@@ -48,7 +48,8 @@ FEW_PASSAGES = 8  # below this a bootstrap interval is too narrow to be relied o
 _TITLE = "ReST-EM: run report"
 _NOT_SET_UP = {"title", "log_link", "estimate"}
 _BASELINES = {
-    "passage": "training on the passage alone, as long as on the self-edit",
+    "passage": "training on the passage alone, as long as on the self-edit, or no training where "
+    "that is better",
     "base": "no training",
 }
 _SECTIONS = (
