@@ -292,7 +292,7 @@ def test_a_value_that_a_stronger_layer_replaces_is_not_checked(tmp_path: Path) -
     [
         ("seal.temprature=1", "did you mean seal.temperature?"),
         ("sael.strategy=x", "did you mean seal.strategy?"),
-        ("strategy=x", "did you mean seal.strategy?"),
+        ("strategy=x", "did you mean seal.strategy or adaptation.strategy?"),
         ("offline=true", "did you mean model.offline?"),
         ("training.lr=1", "did you mean training.learning_rate?"),
         ("foo.bar=1", "the sections are: seed, model, seal,"),
@@ -303,7 +303,7 @@ def test_a_value_that_a_stronger_layer_replaces_is_not_checked(tmp_path: Path) -
         ("recipes.a.b=1", "recipes.a.b = 1 (--set): is a section"),
         ("seal.temperature.x=1", "seal.temperature"),
         ("seal.strategy.x=[", "no such key"),
-        ("data.rank=1", "did you mean training.rank?"),
+        ("data.rank=1", "did you mean training.rank or adaptation.rank?"),
         ("=1", "write KEY=VALUE"),
         ("seal.batch_size=[1", "no valid YAML"),
         ("seal.enabled=2", "must be true or false"),
@@ -496,7 +496,7 @@ def test_explain_reaches_recipes_whose_name_holds_dots(tmp_path: Path) -> None:
     ("key", "part"),
     [
         ("seal.temprature", "did you mean seal.temperature?"),
-        ("temperature", "did you mean seal.temperature?"),
+        ("temperature", "did you mean seal.temperature"),
         ("recipes.no-such", "recipes has: default, smollm2-135m-instruct"),
         ("recipes.no-such.training.rank", "recipes has: default, smollm2-135m-instruct"),
         ("", "the sections are"),

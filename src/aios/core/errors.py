@@ -7,11 +7,14 @@
     │   ├── ConfigError           one or many bad config keys (all are listed together)
     │   ├── DataError             a file that cannot be read as passages
     │   ├── UnknownStrategyError  a strategy or prompt variable that is not known
-    │   └── ExpertExistsError     training an expert id that exists already
+    │   ├── ExpertExistsError     training an expert id that exists already
+    │   ├── UnknownExpertError    an expert id that is not in the registry
+    │   └── FrozenExpertError     training, changing or deleting a frozen expert
     ├── ModelError                a base model that is missing, broken or of the wrong kind
     │   └── AdapterMismatchError  an adapter made for another base model
     ├── BackendError              generation, scoring or training failed; may be retryable
     │   ├── OutOfMemoryError      the device's memory is spent
+    │   ├── QueueFullError        as many texts wait to be written as may
     │   └── NonFiniteError        a loss or score is NaN or infinite
     ├── StorageError              disk full, no write access, a corrupt checkpoint or registry
     └── RunInterrupted            stopped on request, state kept: exit code 130
@@ -65,6 +68,14 @@ class ExpertExistsError(UsageError):
     """The expert id is taken; `--overwrite` or `--resume` was not given."""
 
 
+class UnknownExpertError(UsageError):
+    """No expert with this id is in the registry."""
+
+
+class FrozenExpertError(UsageError):
+    """The expert is frozen: it is not trained, changed or deleted before it is unfrozen."""
+
+
 class ModelError(AIOSError):
     """A base model is missing, broken, or not of a kind that can be loaded."""
 
@@ -87,6 +98,18 @@ class BackendError(AIOSError):
 
 class OutOfMemoryError(BackendError):
     """The device has no memory left for this batch."""
+
+
+class QueueFullError(BackendError):
+    """As many texts wait to be written as may.
+
+    Attributes:
+        retry_after: Seconds after which to try again, as estimated.
+    """
+
+    def __init__(self, message: str, remedy: str = "", *, retry_after: float = 1.0) -> None:
+        super().__init__(message, remedy, retryable=True)
+        self.retry_after = retry_after
 
 
 class NonFiniteError(BackendError):

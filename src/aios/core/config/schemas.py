@@ -21,6 +21,7 @@ from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from aios.core.config.endpoint_schema import EndpointConfig
 from aios.core.config.feature_flags import FLAGS
+from aios.core.config.paths import UserPath
 from aios.core.config.recipe_schemas import (
     DEFAULT_RECIPE,
     Alpha,
@@ -49,6 +50,12 @@ from aios.core.config.recipe_schemas import (
     to_tuple,
 )
 from aios.core.config.restem_schema import RestemConfig
+from aios.core.config.serving_schemas import (
+    AdaptationConfig,
+    ChatConfig,
+    RoutingConfig,
+    ServeConfig,
+)
 from aios.core.seal.prompt_templates import AUTO
 
 _T = TypeVar("_T")
@@ -70,19 +77,7 @@ def _on_or_off(value: object) -> object:
     return {True: "on", False: "off"}[value] if isinstance(value, bool) else value
 
 
-def _to_path(value: object) -> object:
-    if not isinstance(value, str):
-        return value
-    if not value.strip() or "\0" in value:
-        raise ValueError("must be a path, not an empty text")
-    try:
-        return Path(value).expanduser()
-    except RuntimeError as error:  # the home directory is not known
-        raise ValueError(f"cannot be expanded: {error}") from error
-
-
 Switch = Annotated[bool, BeforeValidator(_switch)]
-UserPath = Annotated[Path, BeforeValidator(_to_path)]
 
 
 class ModelConfig(Section):
@@ -427,6 +422,10 @@ class Config(Section):
     ab_test: ABTestConfig = ABTestConfig()
     telemetry: TelemetryConfig = TelemetryConfig()
     endpoint: EndpointConfig = EndpointConfig()
+    routing: RoutingConfig = RoutingConfig()
+    chat: ChatConfig = ChatConfig()
+    adaptation: AdaptationConfig = AdaptationConfig()
+    serve: ServeConfig = ServeConfig()
     paths: PathsConfig = PathsConfig()
     features: Mapping[str, Switch] = Field(
         default_factory=lambda: {flag.name: flag.default for flag in FLAGS},
