@@ -42,7 +42,7 @@ def foretell(config: Config, dataset: Path, model: LanguageModel, run: Run) -> N
     )
     memory = ""
     if found.memory is not None:
-        memory = f"; memory at most {found.memory.peak_bytes / 1e9:.1f} GB"
+        memory = f"; the trials take about {found.memory.peak_bytes / 1e9:.1f} GB of memory"
         if found.memory.fits is False:
             run.emit(
                 Notice("more memory is wanted than is free: trainings are made fewer", "warning")
