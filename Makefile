@@ -3,6 +3,7 @@
 #
 #   PYTHON   the Python to build .venv with, 3.10 to 3.13 (default python3)
 #   PYTEST   more arguments for pytest, e.g. make test PYTEST="-k cache"
+#   WORKERS  processes that run the fast tests (default: one for each core, up to 4); 0: no others
 
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
@@ -12,6 +13,7 @@ MAKEFLAGS += --no-print-directory
 
 PYTHON ?= python3
 PYTEST ?=
+WORKERS ?= auto
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -19,9 +21,16 @@ READY := $(VENV)/.ready
 NEEDED := Python 3.10 to 3.13 is needed. Name one like this: make PYTHON=python3.11
 
 FAST := not slow and not model and not browser and not gpu
-ALL := not browser and not gpu
+# Alone on the machine: they have all cores to themselves, or watch the clock or the memory.
+LONG := (slow or model) and not browser and not gpu
+# Workers take the tests in their order, and those of others when they are done: a module's are
+# mostly run by one of them, so what they share is mostly set up once.
+PARALLEL := -n $(WORKERS) --dist worksteal
 # benchmarks/some_name.py is run by `make bench-some-name`; files that begin with _ are helpers.
 BENCHES := $(subst _,-,$(patsubst benchmarks/%.py,%,$(filter-out benchmarks/_%,$(wildcard benchmarks/*.py))))
+
+# With a choice of its own, pytest may find no test of one kind (exit status 5).
+NONE := $(if $(PYTEST),|| [ $$? -eq 5 ])
 
 # $(call step,NAME,COMMAND) runs a command and says how long it took.
 step = @began=$$SECONDS; echo "── $(1)"; if $(2); then echo "   ok: $(1), $$((SECONDS - began)) s"; \
@@ -81,7 +90,8 @@ docs: $(READY) ## Build the documentation into site/
 
 .PHONY: test
 test: $(READY) ## Run all tests that this machine can run, with coverage
-	$(call step,all tests with coverage,$(BIN)/python -m pytest -q -m "$(ALL)" --cov --cov-report=term $(PYTEST))
+	$(call step,fast tests with coverage,$(BIN)/python -m pytest -q -m "$(FAST)" $(PARALLEL) --cov --cov-report= --cov-fail-under=0 $(PYTEST) $(NONE))
+	$(call step,long tests with coverage,$(BIN)/python -m pytest -q -m "$(LONG)" --cov --cov-append --cov-report=term $(PYTEST) $(NONE))
 
 .PHONY: check
 check: $(READY) ## Check style, types, layers, documentation, and run the fast tests
@@ -90,7 +100,7 @@ check: $(READY) ## Check style, types, layers, documentation, and run the fast t
 	$(call step,types,$(BIN)/mypy --no-error-summary)
 	$(call step,layers,$(BIN)/lint-imports --no-logo)
 	$(call step,documentation,$(BIN)/python -m mkdocs build --strict)
-	$(call step,fast tests,$(BIN)/python -m pytest -q -m "$(FAST)" $(PYTEST))
+	$(call step,fast tests,$(BIN)/python -m pytest -q -m "$(FAST)" $(PARALLEL) $(PYTEST))
 
 .PHONY: format
 format: $(READY) ## Format the code and repair what ruff can repair

@@ -135,9 +135,20 @@ def recipes() -> Iterator[Variant]:
     yield replace(blanks, name="cloze and implications", strategy="cloze:1,implications:1")
 
 
+def confirmed() -> Iterator[Variant]:
+    """What the stages before would choose, on passages that they have not seen."""
+    blanks = Variant("cloze", "cloze")
+    yield Variant("passage")
+    yield blanks
+    yield replace(blanks, name="3000 tokens", budget=3000)
+    yield replace(blanks, name="two sets of blanks", edits=2)
+    yield replace(blanks, name="without the passage", passage_copies=0)
+
+
 STAGES: dict[str, tuple[slice, Any]] = {
     "formats": (slice(0, 12), formats),
     "recipes": (slice(0, 12), recipes),
+    "confirmed": (slice(36, 48), confirmed),
 }
 
 

@@ -34,7 +34,13 @@ from pathlib import Path
 from statistics import fmean, median
 from typing import Any
 
-from conversations_with_facts import Conversation, Fact, Message, conversation, other_key
+from conversations_with_facts import (  # type: ignore[import-not-found]  # beside this program
+    Conversation,
+    Fact,
+    Message,
+    conversation,
+    other_key,
+)
 
 import aios
 from aios.app.adaptation import SessionAdapters

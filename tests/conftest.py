@@ -32,6 +32,8 @@ OUR_PREFIXES = ("AIOS_", "HF_", "HUGGINGFACE_", "TRANSFORMERS_", "_AIOS_")
 OTHER_VARIABLES = ("FORCE_COLOR", "NO_COLOR", "CLICOLOR", "CLICOLOR_FORCE", "OMP_NUM_THREADS")
 WHEEL_VARIABLE = "AIOS_BUNDLED_WHEEL"  # where tests of the real model may get it without a network
 
+MOST_WORKERS = 4  # each imports torch, and has all that it imports in its memory
+
 # Read before a test has a home of its own.
 USER_MODELS = Path(platformdirs.user_cache_dir("aios")) / "models"
 USER_PIP_CONFIGS = (
@@ -46,10 +48,20 @@ settings.register_profile("default", deadline=None)
 settings.load_profile("ci" if os.environ.get("CI") else "default")
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers() -> int:
+    """What ``-n auto`` means: a worker for each core that we may use, up to `MOST_WORKERS`."""
+    affinity: Callable[[int], set[int]] | None = getattr(os, "sched_getaffinity", None)
+    cores = len(affinity(0)) if affinity else os.cpu_count() or 1
+    return min(cores, MOST_WORKERS)
+
+
 def pytest_collection_finish(session: pytest.Session) -> None:
     gc.enable()
     if session.config.option.collectonly:
         return
+    if os.environ.get("PYTEST_XDIST_WORKER", "gw0") != "gw0":
+        return  # the first worker begins with them; others rarely come to one
     if any("process_server" in getattr(item, "fixturenames", ()) for item in session.items):
         killed_process.start_server()  # its imports take seconds: it has them behind it when needed
 
@@ -112,7 +124,10 @@ def _same_start(request: pytest.FixtureRequest) -> None:
     if (numpy := sys.modules.get("numpy")) is not None:
         numpy.random.seed(0)
     if (torch := sys.modules.get("torch")) is not None:
-        torch.manual_seed(0)
+        if request.node.get_closest_marker("gpu") or torch.cuda.is_initialized():
+            torch.manual_seed(0)
+        else:  # the same, but nothing is put by, with a traceback, for GPUs that may come up
+            torch.default_generator.manual_seed(0)
         large = request.node.get_closest_marker("model") is not None
         torch.set_num_threads(os.cpu_count() or 1 if large else 1)
 

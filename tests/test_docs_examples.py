@@ -21,7 +21,7 @@ from typing import Any, get_args
 import click
 import pytest
 
-from aios.app import doctor
+from aios.app import doctor, machine
 from aios.cli.aios import cli, run
 from aios.core.config import keys
 from aios.core.data.readers import READERS
@@ -44,6 +44,11 @@ PAGES = (
     "user_guide/CONFIGURATION.md",
     "user_guide/ENDPOINTS.md",
     "user_guide/TELEMETRY.md",
+    "user_guide/EXPERTS.md",
+    "user_guide/CHAT.md",
+    "user_guide/ROUTING.md",
+    "user_guide/SERVER.md",
+    "advanced/SEAL_ADVANCED_FEATURES.md",
 )
 MOST_NOT_RUN = 4  # blocks of a page that may be left out
 MOST_PEFT_LINES = 8
@@ -69,7 +74,7 @@ _SPAN = re.compile(r"`([^`\n]+)`")
 _LINK = re.compile(r"\]\(([^)#\s]+)(?:#[^)]*)?\)")
 _SECTIONS = (
     "model endpoint seal restem training data evaluation ab_test telemetry paths features "
-    "recipes".split()
+    "recipes routing chat adaptation serve".split()
 )
 _KEY = re.compile(rf"(?:{'|'.join(_SECTIONS)})(?:\.[a-z0-9_-]+)+")
 _FILE_ENDINGS = (".json", ".jsonl", ".html", ".yaml", ".safetensors")
@@ -150,7 +155,8 @@ def options_of_the_program() -> frozenset[str]:
     waiting: list[click.Command] = [cli]
     while waiting:
         command = waiting.pop()
-        found.update(name for param in command.params for name in param.opts)
+        for param in command.params:
+            found.update([*param.opts, *param.secondary_opts])
         if isinstance(command, click.Group):
             context = click.Context(command)
             below = [command.get_command(context, name) for name in command.list_commands(context)]
@@ -161,7 +167,7 @@ def options_of_the_program() -> frozenset[str]:
 @pytest.fixture(scope="module")
 def torch_probe() -> Callable[[], Mapping[str, Any]]:
     """What ``aios doctor`` asks a process that imports torch, which takes seconds, asked once."""
-    return cache(doctor.probe_torch)
+    return cache(machine.probe_torch)
 
 
 @pytest.fixture

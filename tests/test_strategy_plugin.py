@@ -169,6 +169,7 @@ def test_the_example_writes_a_file_alone_and_in_a_mix(passages: Path, capsys: Ca
     assert [row["edit"] for row in of_part] == [1, 1]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(importlib.util.find_spec("hatchling") is None, reason="pip needs hatchling")
 def test_the_example_is_installed_by_pip_and_passes_its_own_tests(tmp_path: Path) -> None:
     shutil.copytree(EXAMPLE, tmp_path / "package", ignore=shutil.ignore_patterns("__pycache__"))

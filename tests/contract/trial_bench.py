@@ -19,7 +19,13 @@ from typing import Any
 import pytest
 
 from aios.core.data.probes import Probe, make_probes
-from aios.core.errors import BackendError, RunInterrupted, StorageError, UsageError
+from aios.core.errors import (
+    AdapterMismatchError,
+    BackendError,
+    RunInterrupted,
+    StorageError,
+    UsageError,
+)
 from aios.core.events import Event, StageFinished, StageProgress, StageStarted, WorkFailed
 from aios.core.protocols import (
     AdapterTrainer,
@@ -628,6 +634,29 @@ def training_refuses_stops_and_pulls_as_trials_do(bench: TrialWorkbench) -> None
     assert len(list(islice(running, 3))) == 3
 
 
+def training_goes_on_from_an_expert(bench: TrialWorkbench) -> None:
+    first = bench.job("first", questions=())
+    (expert, before) = trained(bench, first)["first"]
+    asked = [question.request for question in QUESTIONS]
+    scores = expert.score(asked)
+    (further, after) = trained(bench, replace(first, id="further", initial=expert))["further"]
+    assert after.losses[0] < before.losses[0]
+    assert after.losses[-1] < before.losses[-1]
+    assert expert.score(asked) == scores
+    assert further.adapter_digest != expert.adapter_digest
+    expert.release()
+    assert further.score(asked) != scores
+    further.release()
+
+
+def training_refuses_to_go_on_from_another_shape(bench: TrialWorkbench) -> None:
+    (expert, _) = trained(bench, bench.job("first", questions=()))["first"]
+    wider = replace(RECIPE, rank=2 * RECIPE.rank)
+    with pytest.raises(AdapterMismatchError, match="another shape"):
+        list(bench.bench.train([bench.job("further", recipe=wider, initial=expert)]))
+    expert.release()
+
+
 EXECUTOR_CHECKS: tuple[Callable[[TrialWorkbench], None], ...] = (
     satisfies_the_protocol,
     gives_one_outcome_a_job,
@@ -668,5 +697,7 @@ BENCH_CHECKS: tuple[Callable[[TrialWorkbench], None], ...] = (
     a_failed_training_is_an_outcome,
     training_asks_no_question,
     training_refuses_stops_and_pulls_as_trials_do,
+    training_goes_on_from_an_expert,
+    training_refuses_to_go_on_from_another_shape,
 )
 CHECKS = (*EXECUTOR_CHECKS, *BENCH_CHECKS)

@@ -16,11 +16,13 @@ from typing import Any
 import psutil
 import pytest
 
-from aios.app import doctor
-from aios.app.doctor import Check, ProbeError, run_doctor
+from aios.app import doctor, machine
+from aios.app.doctor import Check, run_doctor
+from aios.app.machine import ProbeError
 from aios.backends import model_store, models
 from aios.backends.model_store import Manifest
-from aios.core.config.schemas import Config, ModelConfig, PathsConfig, SealConfig
+from aios.core.config.schemas import Config, ModelConfig, PathsConfig
+from aios.core.config.seal_schema import SealConfig
 
 TORCH = {"version": "2.13.0", "cuda": [], "mps": False, "threads": 2}
 NAME = "smollm2-135m-instruct"
@@ -30,7 +32,7 @@ NAME = "smollm2-135m-instruct"
 def _plenty_of_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    monkeypatch.setattr(doctor, "_container_memory_left", lambda: sys.maxsize)
+    monkeypatch.setattr(doctor, "container_memory_left", lambda: sys.maxsize)
 
 
 @pytest.fixture
@@ -130,21 +132,21 @@ def test_torch_that_is_absent_or_broken_is_an_error(
 
 def test_the_probe_runs_in_a_child_process(monkeypatch: pytest.MonkeyPatch) -> None:
     before = set(sys.modules)
-    monkeypatch.setattr(doctor, "_PROBE", 'print("noise"); print(\'{"version": "9"}\')')
-    assert doctor.probe_torch() == {"version": "9"}
+    monkeypatch.setattr(machine, "_PROBE", 'print("noise"); print(\'{"version": "9"}\')')
+    assert machine.probe_torch() == {"version": "9"}
     for code, message in (
         ("raise ImportError('no libgomp')", "no libgomp"),
         ("raise SystemExit(4)", "exit code 4"),
         ("print('hello')", "unexpected output"),
         ("pass", "unexpected output"),
     ):
-        monkeypatch.setattr(doctor, "_PROBE", code)
+        monkeypatch.setattr(machine, "_PROBE", code)
         with pytest.raises(ProbeError, match=message):
-            doctor.probe_torch()
-    monkeypatch.setattr(doctor, "_PROBE", "import time; time.sleep(30)")
-    monkeypatch.setattr(doctor, "_TORCH_SECONDS", 0.1)
+            machine.probe_torch()
+    monkeypatch.setattr(machine, "_PROBE", "import time; time.sleep(30)")
+    monkeypatch.setattr(machine, "_TORCH_SECONDS", 0.1)
     with pytest.raises(ProbeError, match="timed out"):
-        doctor.probe_torch()
+        machine.probe_torch()
     assert "torch" not in set(sys.modules) - before
 
 
@@ -171,7 +173,7 @@ def test_a_device_that_torch_does_not_see_is_an_error(
 
 def test_little_memory_is_a_warning(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
     assert examine(config)["memory"].status in ("ok", "warning")
-    monkeypatch.setattr(doctor, "_container_memory_left", lambda: 10**9)
+    monkeypatch.setattr(doctor, "container_memory_left", lambda: 10**9)
     check = examine(config)["memory"]
     assert check.status == "warning"
     assert check.detail.startswith("1.0 GB free, about 4.3 GB needed")
@@ -181,12 +183,12 @@ def test_a_container_limit_counts_as_memory(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.undo()
-    assert doctor._container_memory_left(tmp_path) == sys.maxsize
+    assert machine.container_memory_left(tmp_path) == sys.maxsize
     (tmp_path / "memory.max").write_text("1000\n")
     (tmp_path / "memory.current").write_text("300\n")
-    assert doctor._container_memory_left(tmp_path) == 700
+    assert machine.container_memory_left(tmp_path) == 700
     (tmp_path / "memory.max").write_text("max\n")
-    assert doctor._container_memory_left(tmp_path) == sys.maxsize
+    assert machine.container_memory_left(tmp_path) == sys.maxsize
 
 
 def test_a_full_disk_is_a_warning_for_what_is_still_to_come(
@@ -228,7 +230,7 @@ def test_a_folder_that_cannot_be_written_is_an_error_with_its_key(tmp_path: Path
 def test_more_threads_than_cores_is_a_warning(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(doctor, "_usable_cores", lambda: 2)
+    monkeypatch.setattr(doctor, "allowed_cores", lambda: 2)
     assert examine(make_config(tmp_path))["threads"].status == "ok"
     check = examine(make_config(tmp_path, threads=8))["threads"]
     assert (check.status, "model.threads to 2" in check.remedy) == ("warning", True)
@@ -240,21 +242,21 @@ def test_more_threads_than_cores_is_a_warning(
 
 def test_a_container_quota_counts_as_cores(tmp_path: Path) -> None:
     quota = tmp_path / "cpu.max"
-    everything = doctor._usable_cores(quota)
+    everything = machine.allowed_cores(quota)
     assert everything >= 1
     quota.write_text("100000 100000\n")
-    assert doctor._usable_cores(quota) == 1
+    assert machine.allowed_cores(quota) == 1
     quota.write_text("max 100000\n")
-    assert doctor._usable_cores(quota) == everything
+    assert machine.allowed_cores(quota) == everything
 
 
 def test_cpu_features_are_read_where_linux_lists_them(tmp_path: Path) -> None:
     path = tmp_path / "cpuinfo"
-    assert doctor.cpu_flags(path) == frozenset()
+    assert machine.cpu_flags(path) == frozenset()
     path.write_text("model name\t: X\nflags\t\t: fpu avx2 amx_tile\n\nflags\t\t: fpu\n")
-    assert doctor.cpu_flags(path) == {"fpu", "avx2", "amx_tile"}
+    assert machine.cpu_flags(path) == {"fpu", "avx2", "amx_tile"}
     path.write_text("model name\t: X\n")
-    assert doctor.cpu_flags(path) == frozenset()
+    assert machine.cpu_flags(path) == frozenset()
 
 
 def test_a_cpu_without_vector_units_is_a_warning(

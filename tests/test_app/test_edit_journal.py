@@ -15,8 +15,9 @@ from aios.core.errors import BackendError, RunInterrupted
 from aios.core.events import Event, Notice
 from aios.core.protocols import ShouldStop, ignore, never
 from aios.core.seal.cache import SelfEditCache
+from aios.core.seal.passage_edits import PassageEdits
 from aios.core.seal.quality import FilterSettings
-from aios.core.seal.self_edit_generator import PassageEdits, SelfEditGenerator
+from aios.core.seal.self_edit_generator import SelfEditGenerator
 from aios.core.types import Passage
 from aios.storage.journal import Journal
 from tests.letters import Letters, Silent, passage

@@ -19,6 +19,7 @@ from aios.core.errors import (
     BackendError,
     DataError,
     ExpertExistsError,
+    FrozenExpertError,
     RunInterrupted,
     StorageError,
     UsageError,
@@ -44,6 +45,7 @@ FILES = {
     "adapter_model.safetensors",
     "augmented.jsonl",
     "dataset_stats.json",
+    "documents.jsonl",
     "expert.json",
 }
 REGISTERED = set(
@@ -315,7 +317,7 @@ def test_a_frozen_expert_is_refused_also_with_overwrite(
     report = train_expert(config, "mills", data)
     store.save(replace(report.expert, is_frozen=True))
     for overwrite in (False, True):
-        with pytest.raises(ExpertExistsError, match="is frozen"):
+        with pytest.raises(FrozenExpertError, match="is frozen"):
             train_expert(config, "mills", data, overwrite=overwrite)
     assert run_folder(config).exists()
 
@@ -553,7 +555,8 @@ def test_a_training_killed_again_and_again_ends_with_the_same_expert(
     card = json.loads((report.folder / "expert.json").read_text())
     other = json.loads((whole.folder / "expert.json").read_text())
     for one in (card, other):
-        for key in ("created_at", "last_trained", "checkpoint_path", "training_datasets"):
+        times, places = ("created_at", "last_trained"), ("checkpoint_path", "training_datasets")
+        for key in (*times, *places, "dataset"):
             del one[key]
     assert without_times(card) == without_times(other)
     registry = FileExpertStore(folder / "artifacts" / "experts", "scripted")

@@ -64,7 +64,8 @@ def weights(report: ExpertReport) -> bytes:
 def plain(report: ExpertReport) -> Any:
     """The expert's card without what differs from run to run."""
     card = card_of(report)
-    for key in ("created_at", "last_trained", "checkpoint_path", "training_datasets"):
+    times, places = ("created_at", "last_trained"), ("checkpoint_path", "training_datasets")
+    for key in (*times, *places, "dataset"):
         del card[key]
     del card["generator"]["folder"], card["generator"]["created_at"]
     del card["strategy_source"], card["restem"]["run"], card["restem"]["generator"]

@@ -66,7 +66,7 @@ def raw_sample(
 ) -> list[list[Completion]]:
     batch = ContinuousBatch(
         lm.tokenizer,
-        lm._generating,
+        lm.generating,
         width=width,
         context_length=CONTEXT,
         end_tokens=end_tokens,
@@ -266,7 +266,7 @@ def test_time_is_shared_out_among_the_requests(lm: TorchLM) -> None:
 
 def test_the_loss_of_each_line_is_the_mean_over_the_tokens_that_begin_in_it(lm: TorchLM) -> None:
     batch = ContinuousBatch(
-        lm.tokenizer, lm._generating, width=1, context_length=CONTEXT, end_tokens=frozenset()
+        lm.tokenizer, lm.generating, width=1, context_length=CONTEXT, end_tokens=frozenset()
     )
     lines = ["one two", "three", "", "four"]
     ids = [ids_of(lm, line) for line in lines]

@@ -34,7 +34,8 @@ from aios.backends.endpoint_stream import FAILED_IN_A_ROW, Shares
 from aios.backends.openai_compat import EndpointModel
 from aios.backends.scripted import Script, ScriptedModel
 from aios.core.config.endpoint_schema import EndpointConfig
-from aios.core.config.schemas import Config, ModelConfig, PathsConfig, SealConfig
+from aios.core.config.schemas import Config, ModelConfig, PathsConfig
+from aios.core.config.seal_schema import SealConfig
 from aios.core.errors import AIOSError, BackendError, ModelError, NonFiniteError
 from aios.core.events import Event, Notice
 from aios.core.protocols import ignore

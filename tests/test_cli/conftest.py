@@ -18,7 +18,7 @@ from aios.core.evaluation.comparison import ArmRun, available_pairs, compare
 from aios.core.evaluation.document import metrics_document
 from aios.core.evaluation.metrics import AnswerResult
 from aios.core.seal.cache import SelfEditCache
-from aios.core.seal.self_edit_generator import PassageEdits
+from aios.core.seal.passage_edits import PassageEdits
 from aios.core.telemetry import TelemetrySummary
 from aios.core.types import (
     AdapterRef,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -75,7 +76,8 @@ def test_a_mistyped_command_gets_the_close_one(capsys: Capture) -> None:
 
 def test_an_unknown_command_gets_the_list(capsys: Capture) -> None:
     assert run(["zzz"]) == 2
-    assert "the commands are: seal, hrm-hf, models, config, runs, doctor" in capsys.readouterr().err
+    names = "seal, hrm-hf, experts, goals, chat, serve, models, config, runs, doctor"
+    assert f"the commands are: {names}" in capsys.readouterr().err
 
 
 def test_a_common_option_before_the_command_is_explained(capsys: Capture) -> None:
@@ -223,14 +225,14 @@ def test_every_short_help_is_the_same_in_the_table_and_at_the_command() -> None:
 def test_every_command_has_an_example_that_its_parser_takes(
     passages: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for name in ("passages.md", "passages.jsonl", "edits.jsonl"):
+    for name in ("passages.md", "passages.jsonl", "edits.jsonl", "token.txt"):
         Path(name).write_text("x", encoding="utf-8")
     (Path("artifacts") / "runs" / "RUN").mkdir(parents=True)
     for path, command in COMMANDS.items():
         examples = getattr(command, "examples", ())
         assert isinstance(command, LazyGroup) or examples, path
         for line in examples:
-            words = line.split(">")[0].split()
+            words = shlex.split(line.split(">")[0])
             depth = max(n for n in range(1, len(words) + 1) if " ".join(words[:n]) in COMMANDS)
             target = COMMANDS[" ".join(words[:depth])]
             target.make_context(line, words[depth:])

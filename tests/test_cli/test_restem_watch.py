@@ -98,18 +98,6 @@ def held(root: Path) -> Iterator[RunDirectory]:
         yield directory
 
 
-def later(action: Callable[[], object], seconds: float = 0.15) -> threading.Thread:
-    """Does something in a thread of its own, in a moment."""
-
-    def wait_and_do() -> None:
-        time.sleep(seconds)
-        action()
-
-    thread = threading.Thread(target=wait_and_do)
-    thread.start()
-    return thread
-
-
 def finish_round(path: Path) -> None:
     """Ends round 1."""
     set_record(path, [untrained(), report(1)], best=1)
@@ -220,20 +208,29 @@ def test_a_run_of_which_nothing_is_written_yet(root: Path, capsys: Capture) -> N
 # ------------------------------------------------------------ status --watch
 
 
-def events_to_come(path: Path) -> None:
-    write_events(path, [(151, StageProgress("round 1: try", 3))])
-    time.sleep(0.2)
-    finish_round(path)
-    time.sleep(0.2)
-    write_events(path, [(time.time() - T0, RunFinished("r1", "done", 160.0, "two rounds"))])
+@pytest.fixture
+def watched(held: RunDirectory, monkeypatch: pytest.MonkeyPatch) -> RunDirectory:
+    """A run in which something happens whenever the watching waits, until it has ended."""
+    ended = RunFinished("r1", "done", 160.0, "two rounds")
+    steps: list[Callable[[], object]] = [
+        lambda: write_events(held.path, [(151, StageProgress("round 1: try", 3))]),
+        lambda: None,
+        lambda: finish_round(held.path),
+        lambda: None,
+        lambda: write_events(held.path, [(time.time() - T0, ended)]),
+    ]
+
+    def wait(seconds: float) -> None:
+        assert seconds == 0.05
+        steps.pop(0)()
+
+    monkeypatch.setattr(time, "sleep", wait)
+    return held
 
 
-def test_watching_without_a_terminal_prints_a_line_a_change_until_the_end(
-    held: RunDirectory, capsys: Capture
-) -> None:
-    thread = later(lambda: events_to_come(held.path))
+@pytest.mark.usefixtures("watched")
+def test_watching_without_a_terminal_prints_a_line_a_change_until_the_end(capsys: Capture) -> None:
     assert call("status", "--watch", "--interval", "0.05") == 0
-    thread.join()
     lines = capsys.readouterr().out.splitlines()
     end = lines.index("")
     stages = [line.partition(" ")[2] for line in lines[:end] if line[2] == ":"]
@@ -248,10 +245,9 @@ def test_watching_without_a_terminal_prints_a_line_a_change_until_the_end(
     assert "done: two rounds" in lines[end + 2]
 
 
-def test_watching_as_json_gives_a_line_a_change(held: RunDirectory, capsys: Capture) -> None:
-    thread = later(lambda: events_to_come(held.path))
+@pytest.mark.usefixtures("watched")
+def test_watching_as_json_gives_a_line_a_change(capsys: Capture) -> None:
     assert call("status", "--watch", "--interval", "0.05", "--json") == 0
-    thread.join()
     documents = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert [one["done"] for one in documents[:2]] == [2, 3]
     assert [one["state"] for one in documents[:-1]] == ["running"] * (len(documents) - 1)
@@ -259,15 +255,14 @@ def test_watching_as_json_gives_a_line_a_change(held: RunDirectory, capsys: Capt
     assert len(documents) <= 6
 
 
+@pytest.mark.usefixtures("watched")
 def test_watching_on_a_terminal_draws_in_place_and_leaves_the_last_status(
-    held: RunDirectory, monkeypatch: pytest.MonkeyPatch
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("TERM", "xterm")
     stream = Terminal()
     monkeypatch.setattr(sys, "stdout", stream)
-    thread = later(lambda: events_to_come(held.path))
     assert call("status", "--watch", "--interval", "0.05") == 0
-    thread.join()
     written = stream.getvalue()
     assert "\x1b[1A" in written  # moved up over what was drawn before
     last = written.rpartition("\x1b")[2]
@@ -417,7 +412,8 @@ def test_stop_waits_until_the_run_has_ended(
             time.sleep(0.01)
         write_events(held.path, [(time.time() - T0, RunFinished("r1", "interrupted", 1.0))])
 
-    thread = later(obey, 0.0)
+    thread = threading.Thread(target=obey)
+    thread.start()
     assert call("stop", "r1", "--wait", "--json") == 0
     thread.join()
     document = json.loads(capsys.readouterr().out)

@@ -19,7 +19,7 @@ from aios.cli.commands.seal import OUTPUT_FORMATS
 from aios.core.data.edit_rows import CHAT_FORMATS
 from aios.core.events import Evaluated, Notice, PassageGenerated
 from aios.core.seal.cache import SelfEditCache
-from aios.core.seal.self_edit_generator import PassageEdits
+from aios.core.seal.passage_edits import PassageEdits
 from aios.core.types import Completion, Failure
 
 Capture = pytest.CaptureFixture[str]

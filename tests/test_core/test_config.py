@@ -13,11 +13,11 @@ import pytest
 from pydantic import ValidationError
 
 from aios.core.config import keys, yaml_text
+from aios.core.config.explanation import explain
 from aios.core.config.feature_flags import ENABLE_SEAL_SELF_EDITS, FLAGS, is_enabled
 from aios.core.config.loader import (
     LoadedConfig,
     dump,
-    explain,
     json_schema,
     load_config,
     read_defaults,

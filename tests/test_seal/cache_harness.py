@@ -335,15 +335,22 @@ def fail_at_each_call(root: Path, code: int, onwards: bool) -> dict[str, int]:
 # ---------------------------------------------------------------- several processes
 
 
-def share(folder: Path, seconds: float = 1.0) -> dict[str, int]:
-    """Processes do everything to one folder at once; what they did."""
-    ends = time.monotonic() + seconds
+def share(folder: Path, seconds: float = 1.0, at_most: float = 30.0) -> dict[str, int]:
+    """Processes do everything to one folder at once until each has done some; what they did."""
+    began = time.monotonic()
+    roles = ("write", "write", "prune", "clear", "stats")
+
+    def go_on() -> bool:
+        passed = time.monotonic() - began
+        if passed < seconds:
+            return True
+        return passed < at_most and len(list(folder.parent.glob("*.enough"))) < len(roles)
 
     def role(name: str, seed: int) -> None:
         rng = random.Random(seed)
-        done = removed = 0
+        done = removed = counted = 0
         with SelfEditCache(folder, 25 * SIZE, on_corrupt=refuse, on_problem=refuse) as cache:
-            while time.monotonic() < ends:
+            while go_on():
                 number = rng.randrange(40)
                 found = cache.get(key(number))
                 assert found is None or found.completion == completion(number)
@@ -357,12 +364,14 @@ def share(folder: Path, seconds: float = 1.0) -> dict[str, int]:
                 else:
                     assert cache.stats().unreadable == 0
                 done += 1
+                before, counted = counted, removed if name in ("prune", "clear") else done
+                if done > 5 and counted > before:
+                    (folder.parent / f"{name}{seed}.enough").touch()
             assert done > 5, (name, done)
-        record = {"name": name, "counted": removed if name in ("prune", "clear") else done}
+        record = {"name": name, "counted": counted}
         (folder.parent / f"{name}{seed}.json").write_text(json.dumps(record))
 
     folder.mkdir()
-    roles = ("write", "write", "prune", "clear", "stats")
     children = [start_child(partial(role, name, seed)) for seed, name in enumerate(roles)]
     assert [os.waitpid(child, 0)[1] for child in children] == [0] * len(roles)
     check_shared(folder)

@@ -10,6 +10,7 @@ import pytest
 from aios.core.events import CandidateTried
 from aios.core.restem import HeldOut, ReSTEMState, RoundReport, Tried, TriedPassage
 from aios.core.seal.candidate_trials import decide
+from aios.core.seal.passage_edits import PassageEdits
 from aios.core.seal.restem_rules import best_round
 from aios.core.seal.reward import Reward, ValidationLossReward
 from aios.core.seal.round_report import (
@@ -17,10 +18,11 @@ from aios.core.seal.round_report import (
     Proposed,
     candidate_event,
     describe_round,
+    few_left,
     held_out_of,
     round_report,
 )
-from aios.core.seal.self_edit_generator import PassageEdits
+from aios.core.seal.trial_batch import Work
 from aios.core.types import (
     AdapterRef,
     CurvePoint,
@@ -176,6 +178,14 @@ def test_a_candidate_that_was_written_and_could_not_be_read_has_failed_and_is_no
     assert proposed(unread).unwritten(unread) == 3
 
 
+def test_what_holds_no_text_is_not_tried() -> None:
+    result = edits_of("a", 2, failure=LOST)
+    blank = SelfEdit("a", "rewrite", 9, ("  ",))
+    (work,) = proposed(replace(result, kept=(*result.kept, blank))).works()
+    assert work.edits == result.kept
+    assert (work.passage, work.asked, work.unwritten) == (result.passage, 4, 1)
+
+
 def measured(number: int = 1) -> Measured:
     """12 asked for: 6 tried, 1 failed in trials, 3 filtered, 2 not written."""
     results = (
@@ -259,3 +269,31 @@ def test_a_candidate_is_told_with_its_trials() -> None:
     assert told.improvement == pytest.approx(0.3)
     assert told == CandidateTried(3, True, "a", "rewrite", 2, 2, told.improvement)
     assert candidate_event(3, False, passage_of("a"), tried("a", 1)).improvement is None
+
+
+# ------------------------------------------------------------ advice
+
+
+def works_of(asked: int, left: int) -> list[Work]:
+    passage = Passage.make("Some text.", id="p")
+    return [Work(passage, tuple(edit("p", n) for n in range(left)), asked)]
+
+
+def test_where_the_filter_leaves_little_a_lower_temperature_is_advised() -> None:
+    notice = few_left(works_of(asked=8, left=1), temperature=1.0)
+    assert notice is not None
+    assert notice.level == "warning"
+    assert notice.message == (
+        "only 1 of 8 self-edits were left by the quality filter; at a lower temperature "
+        "(seal.temperature, now 1) more are"
+    )
+
+
+def test_a_temperature_that_is_low_is_not_advised_to_be_lower() -> None:
+    notice = few_left(works_of(asked=8, left=1), temperature=0.5)
+    assert notice is not None
+    assert "temperature" not in notice.message
+
+
+def test_where_the_filter_leaves_enough_nothing_is_said() -> None:
+    assert few_left(works_of(asked=8, left=2), temperature=1.0) is None

@@ -12,13 +12,9 @@ from aios.backends.scripted import Faults, ScriptedModel
 from aios.core.errors import BackendError, UnknownStrategyError, UsageError
 from aios.core.events import Dropped, Event, PassageGenerated, WorkFailed
 from aios.core.seal.cache import SelfEditCache
+from aios.core.seal.passage_edits import PassageEdits, Written
 from aios.core.seal.quality import FilterSettings
-from aios.core.seal.self_edit_generator import (
-    PassageEdits,
-    SelfEditGenerator,
-    Written,
-    model_label,
-)
+from aios.core.seal.self_edit_generator import SelfEditGenerator, model_label
 from aios.core.seal.strategies import SelfEditStrategy
 from aios.core.types import FinishReason, GenerationRequest, Passage, SamplingParams
 from tests.letters import Letters, Silent, passage

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from aios.backends.scripted import ScriptedModel
 from aios.core.config.loader import load_config
 from aios.core.config.recipes import ResolvedRecipe, resolve_recipe
-from aios.core.config.schemas import SealConfig
+from aios.core.config.seal_schema import SealConfig
 from aios.core.errors import ConfigError, UnknownStrategyError, UsageError
 from aios.core.seal.cache import SelfEditCache
 from aios.core.seal.prompts import PromptBuilder

@@ -10,8 +10,9 @@ import pytest
 from aios.backends.scripted import Faults, ScriptedModel
 from aios.core.config.schemas import Config
 from aios.core.errors import DataError, UsageError
+from aios.core.seal.passage_edits import PassageEdits
 from aios.core.seal.quality import FilterSettings
-from aios.core.seal.self_edit_generator import PassageEdits, SelfEditGenerator
+from aios.core.seal.self_edit_generator import SelfEditGenerator
 from aios.core.training.auto_training_orchestrator import (
     AutoTrainingOrchestrator,
     RestemExpert,

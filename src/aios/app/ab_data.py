@@ -31,7 +31,7 @@ from aios.core.evaluation.ab_test import (
 )
 from aios.core.events import Notice
 from aios.core.protocols import LanguageModel, ShouldStop
-from aios.core.seal.self_edit_generator import PassageEdits
+from aios.core.seal.passage_edits import PassageEdits
 from aios.core.training.auto_training_orchestrator import refuse_leakage
 from aios.core.training.examples import passage_examples
 from aios.core.types import Passage, Question, ScoreRequest, TrainExample, content_hash

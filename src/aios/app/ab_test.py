@@ -34,7 +34,7 @@ from aios.core.evaluation.metrics import AnswerResult
 from aios.core.events import Notice, StageFinished, StageProgress, StageStarted
 from aios.core.files import atomic_write_bytes, atomic_write_text, encode_json, parse_json
 from aios.core.protocols import Emit, LanguageModel, ShouldStop, ignore, never
-from aios.core.seal.self_edit_generator import PassageEdits
+from aios.core.seal.passage_edits import PassageEdits
 from aios.core.types import CurvePoint, content_hash
 from aios.storage.journal import Journal
 from aios.storage.runs import package_versions

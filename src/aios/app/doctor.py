@@ -9,22 +9,28 @@ from __future__ import annotations
 
 import importlib.metadata
 import importlib.util
-import json
 import os
 import platform
 import re
-import secrets
 import shutil
-import subprocess
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal
 
 import psutil
 
 from aios.app.composition import build_prompts
+from aios.app.machine import (
+    ProbeError,
+    TorchProbe,
+    allowed_cores,
+    container_memory_left,
+    cpu_flags,
+    nearest_folder,
+    probe_torch,
+    try_to_write,
+)
 from aios.app.models import is_offline
 from aios.app.strategies import auto_choice, list_strategies
 from aios.backends import model_store
@@ -37,7 +43,6 @@ from aios.core.seal.strategy_mix import resolve_mix
 Status = Literal["ok", "warning", "missing", "error"]
 
 _PYTHONS = ((3, 10), (3, 14))
-_TORCH_SECONDS = 120.0
 _DISK_MARGIN = 500_000_000  # bytes for runs, experts and caches of a small experiment
 # Bytes of the program with torch and the activations of a batch; with the bundled model the demo
 # was measured to need 4.2 GB in all.
@@ -45,19 +50,6 @@ _BASE_MEMORY = 3_200_000_000
 _BYTES_PER_PARAMETER = 8  # float32 weights, and as much again while they are loaded
 _FEATURES = ("avx2", "avx512f", "avx512_bf16", "avx512_vnni", "amx_tile", "amx_bf16")
 _INTERNAL_EXTRAS = {"dev", "docs", "test", "all"}
-_PROBE = """
-import json, torch
-cuda = torch.cuda.is_available()
-print(json.dumps({
-    "version": torch.__version__,
-    "cuda": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
-        if cuda else [],
-    "mps": torch.backends.mps.is_available(),
-    "threads": torch.get_num_threads(),
-}))
-"""
-
-TorchProbe = Callable[[], Mapping[str, Any]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,10 +70,6 @@ class Check:
     remedy: str = ""
 
 
-class ProbeError(Exception):
-    """torch could not be imported; the message is its last line."""
-
-
 def run_doctor(config: Config, *, probe: TorchProbe | None = None) -> list[Check]:
     """Runs all checks.
 
@@ -96,32 +84,6 @@ def run_doctor(config: Config, *, probe: TorchProbe | None = None) -> list[Check
     checks += [_check_model(config), _check_config(config), _check_strategies(config)]
     checks += _check_write_access(config)
     return checks + _check_extras()
-
-
-def probe_torch() -> Mapping[str, Any]:
-    """Imports torch in a child process and says what it sees.
-
-    Raises:
-        ProbeError: It failed or took longer than two minutes.
-    """
-    try:
-        done = subprocess.run(
-            [sys.executable, "-c", _PROBE],
-            capture_output=True,
-            text=True,
-            timeout=_TORCH_SECONDS,
-            check=False,
-        )
-    except (OSError, subprocess.TimeoutExpired) as error:
-        raise ProbeError(str(error)) from error
-    if done.returncode != 0:
-        lines = [line for line in done.stderr.splitlines() if line.strip()]
-        raise ProbeError(lines[-1] if lines else f"exit code {done.returncode}")
-    try:
-        facts: Mapping[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    except (ValueError, IndexError) as error:
-        raise ProbeError(f"unexpected output {done.stdout[-200:]!r}") from error
-    return facts
 
 
 def _check_python() -> Check:
@@ -179,18 +141,8 @@ def _check_cpu() -> Check:
     return Check("cpu", "ok", f"{machine}: {', '.join(fast) or 'no vector features known'}")
 
 
-def cpu_flags(path: Path = Path("/proc/cpuinfo")) -> frozenset[str]:
-    """Feature names of the first CPU as Linux lists them; empty elsewhere."""
-    try:
-        text = path.read_text(encoding="ascii", errors="replace")
-    except OSError:
-        return frozenset()
-    match = re.search(r"^(?:flags|Features)\s*:\s*(.*)$", text, re.MULTILINE)
-    return frozenset(match.group(1).split()) if match else frozenset()
-
-
 def _check_threads(config: Config) -> Check:
-    cores = _usable_cores()
+    cores = allowed_cores()
     given = os.environ.get("OMP_NUM_THREADS", "")
     threads = config.model.threads or (int(given) if re.fullmatch("[0-9]{1,6}", given) else cores)
     detail = f"{threads} threads on {cores} usable cores"
@@ -206,19 +158,8 @@ def _check_threads(config: Config) -> Check:
     return Check("threads", "ok", detail)
 
 
-def _usable_cores(quota_file: Path = Path("/sys/fs/cgroup/cpu.max")) -> int:
-    """Cores that this process may run on, a container's quota included."""
-    affinity = getattr(os, "sched_getaffinity", None)
-    cores = len(affinity(0)) if affinity else os.cpu_count() or 1
-    try:
-        quota, period = quota_file.read_text(encoding="ascii").split()
-        return max(1, min(cores, int(quota) // int(period)))
-    except (OSError, ValueError, ZeroDivisionError):  # no cgroup, or "max"
-        return cores
-
-
 def _check_memory(config: Config) -> Check:
-    free = min(psutil.virtual_memory().available, _container_memory_left())
+    free = min(psutil.virtual_memory().available, container_memory_left())
     known = {m.name: m.parameters for m in known_models()}
     source, _ = _find_model(config)
     parameters = source.parameters if source else known.get(config.model.name, 0)
@@ -227,15 +168,6 @@ def _check_memory(config: Config) -> Check:
     if free >= needed:
         return Check("memory", "ok", detail)
     return Check("memory", "warning", detail, "close other programs or use a smaller model")
-
-
-def _container_memory_left(folder: Path = Path("/sys/fs/cgroup")) -> int:
-    try:
-        limit = int((folder / "memory.max").read_text(encoding="ascii"))
-        used = int((folder / "memory.current").read_text(encoding="ascii"))
-    except (OSError, ValueError):  # no cgroup, or "max"
-        return sys.maxsize
-    return max(0, limit - used)
 
 
 def _check_disk(config: Config) -> list[Check]:
@@ -250,7 +182,7 @@ def _check_disk(config: Config) -> list[Check]:
     for what, (folder, needed) in places.items():
         name = f"disk for {what}"
         try:
-            free = shutil.disk_usage(_nearest_folder(folder)).free
+            free = shutil.disk_usage(nearest_folder(folder)).free
         except OSError as error:
             checks.append(
                 Check(name, "error", f"{folder}: {error.strerror}", f"check the disk of {folder}")
@@ -358,30 +290,6 @@ def _check_write_access(config: Config) -> list[Check]:
         else:
             checks.append(Check(name, "ok", str(folder)))
     return checks
-
-
-def try_to_write(folder: Path) -> str:
-    """Writes and removes a small file in a folder, or in the one that it would be made in.
-
-    Returns:
-        Why it failed; empty where it worked.
-    """
-    path = _nearest_folder(folder) / f".aios-doctor-{secrets.token_hex(4)}"
-    try:
-        with path.open("xb") as stream:
-            stream.write(b"aios\n")
-        path.unlink()
-    except OSError as error:
-        return error.strerror or str(error)
-    return ""
-
-
-def _nearest_folder(folder: Path) -> Path:
-    """The folder, or the nearest one above it that exists."""
-    path = folder.expanduser().absolute()
-    while not path.exists() and path != path.parent:
-        path = path.parent
-    return path
 
 
 def _check_extras() -> list[Check]:

@@ -21,7 +21,8 @@ from aios.core.data.edit_rows import from_row, to_row
 from aios.core.errors import RunInterrupted, StorageError
 from aios.core.events import Notice, StageFinished, StageProgress, StageStarted
 from aios.core.protocols import Emit, ShouldStop
-from aios.core.seal.self_edit_generator import PassageEdits, SelfEditGenerator, Written
+from aios.core.seal.passage_edits import PassageEdits, Written
+from aios.core.seal.self_edit_generator import SelfEditGenerator
 from aios.core.types import Drop, Failure, Passage
 from aios.storage.journal import Journal
 

@@ -41,9 +41,10 @@ from aios.core.estimates import Estimate
 from aios.core.events import Dropped, Notice, StageFinished, StageProgress, StageStarted
 from aios.core.files import atomic_writer, encode_json, guarded
 from aios.core.protocols import Emit, LanguageModel, ShouldStop, ignore, never
+from aios.core.seal.passage_edits import PassageEdits
 from aios.core.seal.quality import drop_repeats
 from aios.core.seal.quality_duplicates import CorpusDuplicates
-from aios.core.seal.self_edit_generator import PassageEdits, SelfEditGenerator
+from aios.core.seal.self_edit_generator import SelfEditGenerator
 from aios.core.telemetry import TelemetrySummary
 from aios.core.types import Failure, Passage
 from aios.storage.journal import Journal

@@ -39,7 +39,8 @@ from aios.core.events import Notice
 from aios.core.files import encode_json
 from aios.core.protocols import Emit, LanguageModel, ignore
 from aios.core.seal.cache_format import CachedCompletion, encode_entry
-from aios.core.seal.self_edit_generator import PassageEdits, SelfEditGenerator, Written
+from aios.core.seal.passage_edits import PassageEdits, Written
+from aios.core.seal.self_edit_generator import SelfEditGenerator
 from aios.core.types import Passage
 
 PROBED = 8  # passages; most that are timed for an estimate

@@ -14,6 +14,7 @@ import base64
 import hashlib
 import re
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -75,20 +76,10 @@ def render_inspection(inspection: Inspection, *, title: str) -> str:
     Returns:
         The page; encodes as UTF-8.
     """
-    environment = Environment(
-        loader=FileSystemLoader(_TEMPLATES),
-        autoescape=True,
-        undefined=StrictUndefined,
-        finalize=_printable,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters["number"] = lambda value: f"{value:,}"
-    environment.filters["score"] = _score
-    environment.tests["kept"] = lambda row: isinstance(row, ShownEdit)
     style, script = _part("inspect.css"), _part("inspect.js")
     shown = inspection.shown
-    return environment.get_template("inspect.html.j2").render(
+    template = _environment().get_template("inspect.html.j2")
+    return template.render(
         title=title,
         policy=_policy(style, script),
         style=style,
@@ -106,6 +97,23 @@ def render_inspection(inspection: Inspection, *, title: str) -> str:
         count=_count,
         heading=_heading,
     )
+
+
+@cache
+def _environment() -> Environment:
+    """The templates; always the same object, since it keeps those that it has compiled."""
+    environment = Environment(
+        loader=FileSystemLoader(_TEMPLATES),
+        autoescape=True,
+        undefined=StrictUndefined,
+        finalize=_printable,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["number"] = lambda value: f"{value:,}"
+    environment.filters["score"] = _score
+    environment.tests["kept"] = lambda row: isinstance(row, ShownEdit)
+    return environment
 
 
 def _printable(value: Any) -> Any:

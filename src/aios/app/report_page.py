@@ -13,6 +13,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -58,8 +59,12 @@ class Table:
     marked: frozenset[int] = frozenset()
 
 
+@cache
 def environment() -> Environment:
-    """The templates, with escaping on and the filters ``shorten`` and ``signed``."""
+    """The templates, with escaping on and the filters ``shorten`` and ``signed``.
+
+    Always the same object, since it keeps the templates that it has compiled.
+    """
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent / "templates"),
         autoescape=True,

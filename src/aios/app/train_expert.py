@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from aios.app.composition import build_generator, cache_in_use, recipe_for, started_run
+from aios.app.composition import Run, build_generator, cache_in_use, recipe_for, started_run
 from aios.app.edit_journal import file_digest, generation_fingerprint, journalled_edits
 from aios.app.expert_publishing import (
     EXAMPLES_FILE,
@@ -18,8 +18,9 @@ from aios.app.expert_publishing import (
     ExpertJob,
     expert_notes,
     publish_expert,
+    question_losses,
 )
-from aios.app.generation_plan import check_input
+from aios.app.generation_plan import check_input, ignore_reject, read_input
 from aios.app.generators import check_generator, writing_model
 from aios.app.models import load_model, load_trainer
 from aios.app.restem.expert import (
@@ -33,6 +34,7 @@ from aios.core.config.feature_flags import is_enabled
 from aios.core.config.schemas import Config
 from aios.core.errors import ExpertExistsError, UsageError
 from aios.core.events import Notice
+from aios.core.experts.registry import refuse_frozen, refuse_reserved
 from aios.core.files import (
     atomic_write_bytes,
     atomic_write_json,
@@ -41,7 +43,7 @@ from aios.core.files import (
     read_json,
 )
 from aios.core.protocols import Emit, LanguageModel, ShouldStop, ignore, never
-from aios.core.seal.self_edit_generator import PassageEdits
+from aios.core.seal.passage_edits import PassageEdits
 from aios.core.training.auto_training_orchestrator import (
     AutoTrainingOrchestrator,
     Generate,
@@ -51,6 +53,8 @@ from aios.core.training.expert_trainer import TrainedExpert
 from aios.core.training.expert_trainer import train_expert as fit_expert
 from aios.core.types import Expert, Passage, TrainingResult
 from aios.storage.experts import FileExpertStore
+
+_SELECTED_FILE = "passages.jsonl"
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,11 +93,15 @@ def train_expert(
     restem: bool = False,
     overwrite: bool = False,
     resume: bool = False,
+    only: Collection[str] | None = None,
     emit: Emit = ignore,
     should_stop: ShouldStop = never,
     model: LanguageModel | None = None,
 ) -> ExpertReport:
     """Trains an expert on a file of passages and registers it.
+
+    An expert that is replaced is kept as an older version; name, description, category and goals
+    that are not given stay as they were.
 
     Args:
         config: The resolved config.
@@ -108,12 +116,14 @@ def train_expert(
             ``seal.enable_rl_optimization`` does; the rest is validated on.
         overwrite: Replace an expert, or an interrupted training, of that id.
         resume: Go on with an interrupted training of that id.
+        only: Ids of the passages of the file that are used; None for all.
         emit: Shows events.
         should_stop: Asked at every step.
         model: The base model; loaded from the config by default.
 
     Raises:
         ExpertExistsError: The id is taken, or an interrupted training of it is there.
+        FrozenExpertError: The expert of that id is frozen.
         UsageError: Input or config cannot be used; nothing was started.
         StorageError: The run or the expert cannot be written.
         RunInterrupted: `should_stop` said so; the training can be resumed.
@@ -135,11 +145,23 @@ def train_expert(
         config = _with_generator(config, None)
     if not resume:
         _set_aside(path)
-    card = Expert(expert_id, name or expert_id, description, category, tuple(goals))
+    card = Expert(expert_id, name or "", description, category, tuple(goals))
     with started_run(config, "train-expert", emit, path=path, resume=resume) as run:
         model = model or load_model(config, emit=run.emit)
         recipe = recipe_for(config, model)
-        job = ExpertJob(config, run, model, recipe, dataset, use_self_edits, resume, should_stop)
+        data_file = dataset if only is None else _selected(config, run, model, dataset, only)
+        job = ExpertJob(
+            config,
+            run,
+            model,
+            recipe,
+            dataset,
+            use_self_edits,
+            resume,
+            should_stop,
+            data_file=data_file,
+            overwrite=overwrite,
+        )
         if restem:
             return _train_with_restem(job, store, card, emit)
         data = _prepare(job)
@@ -198,7 +220,9 @@ def _train_with_restem(
 
     made = AutoTrainingOrchestrator(
         job.config, model=job.model, optimize=optimize, fit=fit
-    ).train_expert_with_restem(card.expert_id, job.dataset, job.config.training.validation_fraction)
+    ).train_expert_with_restem(
+        card.expert_id, job.data_file, job.config.training.validation_fraction
+    )
     optimisation["validated_on"] = len(made.validated_on)
     return _register(job, store, card, made.data, made.trained, optimisation)
 
@@ -229,7 +253,8 @@ def _register(
     """Publishes the expert; the state is committed last."""
     run = job.run
     atomic_write_json(run.directory.path / STATS_FILE, trained.dataset_stats)
-    expert = publish_expert(job, store, card, data, trained, optimisation)
+    losses = question_losses(job, load_trainer(job.config, job.model), data, trained)
+    expert = publish_expert(job, store, card, data, trained, losses, optimisation)
     run.directory.commit_state(finished_state(restem_run_of(run.directory.path)))
     shutil.rmtree(run.directory.checkpoints / card.expert_id, ignore_errors=True)
     notes = expert_notes(job, data, optimisation)
@@ -256,10 +281,10 @@ def _run_path(
     path = config.paths.artifacts / "runs" / f"train-expert-{expert_id}"
     unfinished = (path / "run.json").exists() and not _is_finished(path)
     known = store.get(expert_id)
-    if known is not None and known.is_frozen:
-        raise ExpertExistsError(
-            f"expert {expert_id!r} is frozen and cannot be trained", "unfreeze it first"
-        )
+    if known is None:
+        refuse_reserved(expert_id)
+    else:
+        refuse_frozen(known, "trained")
     if resume and not unfinished:
         raise UsageError(
             f"there is no interrupted training of expert {expert_id!r}",
@@ -308,12 +333,31 @@ def _set_aside(path: Path) -> None:
         path.rename(target)
 
 
+def _selected(
+    config: Config, run: Run, model: LanguageModel, dataset: Path, only: Collection[str]
+) -> Path:
+    """Writes the chosen passages of a file, as they were read, into the run's directory."""
+    chosen = [
+        {
+            "id": passage.id,
+            "title": passage.title,
+            "text": passage.text,
+            "questions": [asdict(question) for question in passage.questions],
+        }
+        for passage in read_input(config, dataset, model, ignore_reject)
+        if passage.id in only
+    ]
+    path = run.directory.path / _SELECTED_FILE
+    _write_lines(path, chosen)
+    return path
+
+
 def _prepare(job: ExpertJob) -> TrainingData:
     """Reads the data, has self-edits written, and keeps both in the run directory."""
     orchestrator = AutoTrainingOrchestrator(
         job.config, model=job.model, generate=partial(_write, job)
     )
-    data = orchestrator.prepare_training_data(job.dataset, job.use_self_edits)
+    data = orchestrator.prepare_training_data(job.data_file, job.use_self_edits)
     _keep(job, data)
     return data
 
@@ -326,7 +370,7 @@ def _write(job: ExpertJob, passages: Sequence[Passage]) -> list[PassageEdits]:
         writing_model(config, job.model, emit=run.emit) as writes,
     ):
         generator = build_generator(config, writes, job.recipe, cache=cache, emit=run.emit)
-        fingerprint = generation_fingerprint(config, file_digest(job.dataset), generator)
+        fingerprint = generation_fingerprint(config, file_digest(job.data_file), generator)
         return journalled_edits(
             config, run, generator, tuple(passages), fingerprint, job.should_stop
         )

@@ -17,7 +17,7 @@ from torch import Tensor
 from aios.backends.adapter_rows import export_row
 from aios.backends.lora_bank import LoraBank, Site
 from aios.backends.torch_lm import TorchLM
-from aios.core.errors import BackendError, UsageError
+from aios.core.errors import AdapterMismatchError, BackendError, UsageError
 from aios.core.types import AdapterRef
 
 if TYPE_CHECKING:
@@ -87,9 +87,61 @@ class BankedLM(TorchLM):
             self._bank, self._row, folder, base_name=self.name, base_digest=self.digest
         )
 
+    def copy_row(self, base: TorchLM, bank: LoraBank) -> Tensor:
+        """A copy of the adapter's weights, ``[P]``, for a training that starts from them.
+
+        Args:
+            base: What the training is over.
+            bank: A bank of the training's shape.
+
+        Raises:
+            AdapterMismatchError: The adapter has another shape, or is over another model.
+            BackendError: It has been released.
+        """
+        if self._row is None:
+            raise BackendError("the temporary expert has been released", "train it again")
+        own, wanted = _shape(self._bank), _shape(bank)
+        if own != wanted or (self.digest, self._adapter) != (base.digest, base.adapter):
+            raise AdapterMismatchError(
+                "a training cannot start from a temporary expert of another shape or over another "
+                f"model: (rank, alpha, trunk layers) {own} over {self.name}, and {wanted} over "
+                f"{base.name}",
+                "train with the same rank and alpha over the same model, or start anew",
+            )
+        return self._row.detach().clone()
+
+    @property
+    def released(self) -> bool:
+        """Whether it cannot be used any more."""
+        return self._row is None
+
+    @property
+    def expert_digest(self) -> str:
+        """Digest of the adapter that it was trained over, PEFT's `adapter`; empty without one."""
+        return self._adapter_digest
+
+    def matrices(self) -> dict[str, tuple[Tensor, Tensor]]:
+        """The adapter by layer: A ``[in, r]`` and s·B ``[r, out]``, in the base model's dtype.
+
+        What it was trained over is not in them.
+
+        Raises:
+            BackendError: It has been released.
+        """
+        if self._row is None:
+            raise BackendError("the temporary expert has been released", "train it again")
+        row = self._row.detach()[None]
+        pairs = {site.name: self._bank.views(row, site, 1) for site in self._bank.sites}
+        dtype, scale = self._bank.dtype, self._bank.scale
+        return {name: (a[0].to(dtype), (b[0] * scale).to(dtype)) for name, (a, b) in pairs.items()}
+
     def release(self) -> None:
         """Frees the adapter."""
         self._row, self._layers = None, []
+
+
+def _shape(bank: LoraBank) -> tuple[int, int, int]:
+    return bank.rank, bank.alpha, bank.trunk_layers
 
 
 def _layers(bank: LoraBank, row: Tensor) -> list[tuple[Site, Callable[[Tensor], Tensor]]]:

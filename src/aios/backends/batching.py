@@ -18,16 +18,15 @@ from typing import Any
 
 import torch
 
-from aios.backends.decoding import Decoder
+from aios.backends.decoding import ROWS, Decoder
 from aios.backends.decoding_cache import Prompt
-from aios.backends.encoding import encode_prompt
+from aios.backends.encoding import encode_with_room
 from aios.backends.sampling import Dice, Draw, Sampler
 from aios.core.errors import BackendError
 from aios.core.streaming import Generated
 from aios.core.types import Completion, FinishReason, GenerationRequest
 
 _LOOK_AHEAD = 8  # requests whose prompts are sorted by length
-_SAME_SUMS = 16  # a first token is drawn from at least so many equal rows, as the others are
 
 
 @dataclass(eq=False, slots=True)
@@ -158,16 +157,9 @@ class ContinuousBatch:
         Raises:
             BackendError: It is empty, or leaves no room in the context.
         """
-        prompt = encode_prompt(self._tokenizer, request.prompt)
-        if not prompt:
-            raise BackendError(f"prompt {index} is empty", "give the model a text to go on with")
-        if len(prompt) >= self._context_length:
-            raise BackendError(
-                f"prompt {index} has {len(prompt)} tokens; the context holds "
-                f"{self._context_length}",
-                "split the passage (data.max_passage_tokens) or use a model with a longer context",
-            )
-        return prompt
+        return encode_with_room(
+            self._tokenizer, request.prompt, self._context_length, f"prompt {index}"
+        )
 
     def _begin(self, decoder: Decoder, job: _Job) -> None:
         """Reads a prompt and draws the first token of each of its completions."""
@@ -176,7 +168,8 @@ class ContinuousBatch:
         count = len(request.seeds)
         prompt, logits = decoder.read(job.prompt, rows=count)
         dice = [Dice.of(seed, request.sampling) for seed in request.seeds]
-        draws = self._sampler.draw(logits.expand(max(count, _SAME_SUMS), -1), dice)
+        equal = logits.expand(max(count, ROWS), -1)  # as many rows as the others have, at least
+        draws = self._sampler.draw(equal, dice)
         seconds = time.perf_counter() - began
         job.seconds += seconds
         limit = min(self._context_length - len(job.prompt), request.sampling.max_new_tokens)

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from aios.backends.attention_choice import attention_named
 from aios.backends.decoding_attention import NAME, Layout, Reading, Writing
-from aios.backends.decoding_cache import LENGTHS, KeyValueCache, Prompt, Slot, padded
+from aios.backends.decoding_cache import LENGTHS, Block, KeyValueCache, Prompt, Slot, padded
 from aios.core.errors import ModelError
 
 ROWS = 16
@@ -62,19 +62,38 @@ class Decoder:
 
         What it shares with the beginning of a prompt that is kept is copied from there.
         """
-        wanted = tuple(tokens)
-        self._drop_unused_prompts()
-        known, shared = self._best_prefix(wanted)
-        prompt = Prompt(wanted, len(self.prompts), rows)
-        self._prompt_store.reserve(len(self.prompts) + 1, len(wanted))
-        self.prompts.append(prompt)
+        prompt = self.begin(tokens, rows=rows)
+        known, shared = self._best_prefix(prompt)
         if known is not None and shared:
             self._prompt_store.move(known.slot, prompt.slot, shared)
-        rest = torch.tensor([wanted[shared:]], device=self._device)
-        positions = torch.arange(shared, len(wanted), device=self._device)[None]
-        state = Reading(self._prompt_store, prompt.slot, shared, len(wanted))
+            prompt.read = shared
+        return prompt, self.read_on(prompt, len(prompt.tokens))
+
+    def begin(self, tokens: Sequence[int], *, rows: int) -> Prompt:
+        """Gives a prompt a place for so many completions; nothing of it is read yet."""
+        self._drop_unused_prompts()
+        self._prompt_store.reserve(len(self.prompts) + 1, len(tokens))
+        prompt = Prompt(tuple(tokens), len(self.prompts), rows)
+        self.prompts.append(prompt)
+        return prompt
+
+    def read_on(self, prompt: Prompt, end: int) -> Tensor:
+        """Reads a prompt's tokens up to `end`; gives the logits of what follows, ``[V]``."""
+        start = prompt.read
+        rest = torch.tensor([prompt.tokens[start:end]], device=self._device)
+        positions = torch.arange(start, end, device=self._device)[None]
+        state = Reading(self._prompt_store, prompt.slot, start, end)
         logits = self._forward(rest, positions, state)
-        return prompt, logits[0, -1]
+        prompt.read = end
+        return logits[0, -1]
+
+    def copy_out(self, prompt: Prompt, start: int, end: int) -> Block:
+        """A copy of the keys and values of a part of a prompt that has been read."""
+        return self._prompt_store.copy_out(prompt.slot, start, end)
+
+    def copy_in(self, prompt: Prompt, block: Block) -> None:
+        """Takes the next tokens of a prompt as read: their keys and values are these."""
+        prompt.read = self._prompt_store.copy_in(prompt.slot, prompt.read, block)
 
     def open(self, prompt: Prompt) -> None:
         """Gives a completion of a prompt the place after the last one."""
@@ -82,18 +101,29 @@ class Decoder:
         self._own_store.reserve(len(self.slots), 1)
         self._layout = None
 
-    def close(self, place: int) -> None:
-        """Gives a completion's place to the last one."""
+    def close(self, place: int, *, wipe: bool = False) -> None:
+        """Gives a completion's place to the last one.
+
+        Args:
+            place: Which.
+            wipe: Whether what it leaves behind is not finite, and must go: it would be multiplied
+                with 0 where another's is shorter.
+        """
         slot, last = self.slots[place], self.slots[-1]
+        if wipe:
+            self._own_store.wipe(place)
         self._own_store.move(len(self.slots) - 1, place, last.written)
         self.slots[place] = last
         self.slots.pop()
-        self.release(slot.prompt)
+        self.release(slot.prompt, wipe=wipe)
         self._layout = None
 
-    def release(self, prompt: Prompt) -> None:
+    def release(self, prompt: Prompt, *, wipe: bool = False) -> None:
         """Says that one completion fewer will be written; after the last the prompt may go."""
         prompt.rows -= 1
+        if wipe:
+            self._prompt_store.wipe(prompt.slot)
+            prompt.read = 0
 
     def step(self, tokens: Sequence[int]) -> Tensor:
         """Reads one token for each slot, in order; logits of what follows, ``[rows, V]``.
@@ -127,12 +157,12 @@ class Decoder:
         logits: Tensor = out.logits
         return logits
 
-    def _best_prefix(self, tokens: tuple[int, ...]) -> tuple[Prompt | None, int]:
+    def _best_prefix(self, wanted: Prompt) -> tuple[Prompt | None, int]:
         """The kept prompt with the longest common beginning; at least one token stays unread."""
         best, length = None, 0
         for prompt in self.prompts:
             same = 0
-            for a, b in zip(prompt.tokens, tokens[:-1], strict=False):
+            for a, b in zip(prompt.tokens[: prompt.read], wanted.tokens[:-1], strict=False):
                 if a != b:
                     break
                 same += 1
@@ -141,14 +171,17 @@ class Decoder:
         return best, length
 
     def _drop_unused_prompts(self) -> None:
-        """Frees the places of prompts without completions; the last read stays for its prefix."""
+        """Frees the places of prompts without completions; the last read stays for its prefix.
+
+        Prompts in the last places move into those that have become free.
+        """
         newest = self.prompts[-1] if self.prompts else None
-        keep = [p for p in self.prompts if p.rows or p is newest]
-        for target, prompt in enumerate(keep):
-            self._prompt_store.move(prompt.slot, target, len(prompt.tokens))
-            if prompt.slot != target:
-                prompt.slot, self._layout = target, None
-        self.prompts = keep
+        self.prompts = [p for p in self.prompts if p.rows or p is newest]
+        free = sorted(set(range(len(self.prompts))) - {p.slot for p in self.prompts})
+        for prompt in [p for p in self.prompts if p.slot >= len(self.prompts)]:
+            target = free.pop()
+            self._prompt_store.move(prompt.slot, target, prompt.read)
+            prompt.slot, self._layout = target, None
 
 
 @torch.inference_mode()

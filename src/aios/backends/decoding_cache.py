@@ -14,6 +14,9 @@ from torch import Tensor
 
 LENGTHS = 64
 
+Block = dict[int, tuple[Tensor, Tensor]]
+"""Each layer's keys ``[heads, d, length]`` and values ``[heads, length, d]`` of some tokens."""
+
 
 @dataclass(eq=False, slots=True)
 class Prompt:
@@ -23,11 +26,13 @@ class Prompt:
         tokens: Its tokens.
         slot: Where its keys and values are.
         rows: Completions that are, or will be, written from it.
+        read: How many of its tokens have been read.
     """
 
     tokens: tuple[int, ...]
     slot: int
     rows: int
+    read: int = 0
 
 
 @dataclass(eq=False, slots=True)
@@ -57,6 +62,8 @@ class LayerCache:
     def grow(self, places: int, length: int) -> None:
         """Makes room, keeping what is there."""
         old_places, heads, width, old_length = self.keys.shape
+        if places <= old_places and length <= old_length:
+            return  # memory ran out in a later layer the last time
         keys = self.keys.new_zeros(places, heads, width, length)
         keys[:old_places, :, :, :old_length] = self.keys
         values = self.values.new_zeros(places, heads, length, self.values.shape[-1])
@@ -87,18 +94,46 @@ class KeyValueCache:
         """Makes room for so many places of so many tokens."""
         if places <= self.places and length <= self.length:
             return
-        if places > self.places:
-            self.places = max(places, self.places + self.places // 2)
-        if length > self.length:
-            self.length = padded(max(length, self.length + self.length // 2))
+        new_places, new_length = self.places, self.length
+        if places > new_places:
+            new_places = max(places, new_places + new_places // 2)
+        if length > new_length:
+            new_length = padded(max(length, new_length + new_length // 2))
         for layer in self.layers.values():
-            layer.grow(self.places, self.length)
+            layer.grow(new_places, new_length)
+        self.places, self.length = new_places, new_length
 
     def move(self, source: int, target: int, length: int) -> None:
         """Copies the first `length` tokens of a place to another, in all layers."""
         if source != target:
             for layer in self.layers.values():
                 layer.move(source, target, length)
+
+    def wipe(self, place: int) -> None:
+        """Puts zeros into a place, in all layers."""
+        for layer in self.layers.values():
+            layer.keys[place].zero_()
+            layer.values[place].zero_()
+
+    def copy_out(self, place: int, start: int, end: int) -> Block:
+        """A copy of some tokens of a place."""
+        return {
+            index: (
+                layer.keys[place, :, :, start:end].clone(),
+                layer.values[place, :, start:end].clone(),
+            )
+            for index, layer in self.layers.items()
+        }
+
+    def copy_in(self, place: int, start: int, block: Block) -> int:
+        """Puts a copy into a place, from a token on; where it ends there."""
+        end = start
+        for index, (keys, values) in block.items():
+            layer = self.layer(index, keys[None].transpose(2, 3), values[None])
+            end = start + keys.shape[2]
+            layer.keys[place, :, :, start:end] = keys
+            layer.values[place, :, start:end] = values
+        return end
 
     @property
     def bytes(self) -> int:

@@ -91,6 +91,31 @@ def encode_prompt(tokenizer: Any, text: str) -> list[int]:
     return _tokens(tokenizer, text)[0]
 
 
+def encode_with_room(
+    tokenizer: Any, text: str, context_length: int, what: str = "the prompt"
+) -> list[int]:
+    """Tokenises a text that leaves room for a token after it.
+
+    Args:
+        tokenizer: A fast transformers tokenizer.
+        text: The whole text.
+        context_length: Most tokens of prompt and completion together.
+        what: What the text is called in messages.
+
+    Raises:
+        BackendError: It is empty or leaves no room in the context, or as `encode`.
+    """
+    tokens = encode_prompt(tokenizer, text)
+    if not tokens:
+        raise BackendError(f"{what} is empty", "give the model a text to go on with")
+    if len(tokens) >= context_length:
+        raise BackendError(
+            f"{what} has {len(tokens)} tokens; the context holds {context_length}",
+            "split the passage (data.max_passage_tokens) or use a model with a longer context",
+        )
+    return tokens
+
+
 def _tokens(tokenizer: Any, text: str) -> tuple[list[int], list[tuple[int, int]]]:
     """The tokens of a text with their character ranges, the beginning token included."""
     try:

@@ -18,6 +18,7 @@ import re
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from aios.core.errors import BackendError, NonFiniteError
@@ -39,6 +40,7 @@ _LEARNT_FLOOR = 0.25
 _LEARNT_RATE = 0.6
 _GREEDY_BELOW = 1.0  # nats
 _KEPT_REQUESTS = 1000
+_KEPT_TEXTS = 4096  # what follows from a text alone: a job asks for the same few again and again
 
 
 @dataclass(frozen=True)
@@ -295,7 +297,7 @@ class ScriptedModel:
         return Score(-math.fsum(losses), len(words), all(x < _GREEDY_BELOW for x in losses))
 
     def _word_loss(self, word: str, prompt: Collection[str]) -> float:
-        loss = 2.0 + 3.0 * derive(0, self._name, "loss", word) / 2**63
+        loss = _plain_loss(self._name, word)
         if word in self.knows:
             loss *= _KNOWN_FACTOR
         if word in prompt:
@@ -303,6 +305,13 @@ class ScriptedModel:
         return loss
 
 
+@lru_cache(_KEPT_TEXTS)
+def _plain_loss(model: str, word: str) -> float:
+    """The loss of a word that the model was not told anything about, in nats."""
+    return 2.0 + 3.0 * derive(0, model, "loss", word) / 2**63
+
+
+@lru_cache(_KEPT_TEXTS)
 def _fold(text: str) -> str:
     """Lower case, one space between words, no punctuation at the ends of words."""
     return " ".join(word.strip(".,;:!?\"'()[]") for word in text.lower().split()).strip()

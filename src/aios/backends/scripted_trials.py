@@ -27,7 +27,7 @@ from aios.backends.scripted_adapter import (
 )
 from aios.backends.trial_queue import TrialQueue
 from aios.core.data.probes import Probe
-from aios.core.errors import BackendError, RunInterrupted, UsageError
+from aios.core.errors import AdapterMismatchError, BackendError, RunInterrupted, UsageError
 from aios.core.events import StageFinished, StageProgress, StageStarted, WorkFailed
 from aios.core.protocols import Emit, ShouldStop, TemporaryExpert, ignore, never
 from aios.core.streaming import Generated
@@ -113,6 +113,17 @@ class ScriptedExpert(ScriptedModel):
                 "train it on the base model, or keep it in memory",
             )
         return write_adapter(folder, self._base, self._data, self._recipe)
+
+    def fits(self, model: ScriptedModel, recipe: LoraRecipe) -> bool:
+        """Whether a training over a model, by a recipe, can start from it.
+
+        Raises:
+            BackendError: It was released.
+        """
+        self._require_alive()
+        over = (self._base.digest, self._base.adapter_digest)
+        shape = (self._recipe.rank, self._recipe.alpha)
+        return over == (model.digest, model.adapter_digest) and shape == (recipe.rank, recipe.alpha)
 
     def release(self) -> None:
         """Forgets what was learnt; the model cannot be used any more."""
@@ -270,7 +281,7 @@ class ScriptedTrialBench:
         began = time.perf_counter()
         lengths = checked_lengths(self.model, job.examples, job.recipe)
         per_pass = math.ceil(len(lengths) / job.recipe.batch_size)
-        seen = dict(self.model.memory.times)
+        seen = dict(self._start(job).memory.times)
         losses: list[float] = []
         tokens, steps = 0, _steps(job)
         while len(losses) < steps and not _on_a_plateau(losses, per_pass, job.patience):
@@ -287,6 +298,25 @@ class ScriptedTrialBench:
             stopped_early=len(losses) < steps,
         )
         return _Learning(Memory(seen), metrics)
+
+    def _start(self, job: TrialJob) -> ScriptedModel:
+        """What a training starts from.
+
+        Raises:
+            AdapterMismatchError: ``job.initial`` is over another model, or of another shape.
+            BackendError: It was released.
+        """
+        if job.initial is None:
+            return self.model
+        if not isinstance(job.initial, ScriptedExpert) or not job.initial.fits(
+            self.model, job.recipe
+        ):
+            raise AdapterMismatchError(
+                f"trial {job.id} cannot start from a temporary expert of another shape or over "
+                "another model",
+                "train with the same rank and alpha over the same model, or start anew",
+            )
+        return job.initial
 
     def _require_open(self) -> None:
         if self._closed:

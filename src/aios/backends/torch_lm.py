@@ -235,18 +235,26 @@ class TorchLM:
         self, requests: Iterable[GenerationRequest], *, width: int | None = None
     ) -> Iterator[Generated]:
         """Writes completions as there is room; see `core.protocols.LanguageModel.stream`."""
-        if not self._weights.decodable:
-            with self._generating() as model:
-                check_decodable(model)
-            self._weights.decodable = True
+        self.require_decodable()
         batch = ContinuousBatch(
             self.tokenizer,
-            self._generating,
+            self.generating,
             width=width or _WIDTH,
             context_length=self.context_length,
             end_tokens=self.end_tokens(),
         )
         yield from batch.run(requests)
+
+    def require_decodable(self) -> None:
+        """Finds out, once, whether the model writes as it should.
+
+        Raises:
+            ModelError: It does not (see `decoding.check_decodable`).
+        """
+        if not self._weights.decodable:
+            with self.generating() as model:
+                check_decodable(model)
+            self._weights.decodable = True
 
     def generate(self, requests: Sequence[GenerationRequest]) -> list[list[Completion]]:
         """Writes completions; see `core.protocols.LanguageModel.generate`."""
@@ -307,7 +315,8 @@ class TorchLM:
         return self._weights.row_tokens
 
     @contextmanager
-    def _generating(self) -> Iterator[Any]:
+    def generating(self) -> Iterator[Any]:
+        """As `active`, with errors of memory as ours."""
         with self.active() as model, memory_errors("generate"):
             yield model
 

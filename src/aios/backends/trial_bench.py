@@ -31,7 +31,12 @@ from aios.backends.torch_lm import TorchLM
 from aios.backends.trial_queue import TrialQueue
 from aios.backends.trunk import TrunkCache
 from aios.core.data.probes import Probe
-from aios.core.errors import BackendError, OutOfMemoryError, RunInterrupted
+from aios.core.errors import (
+    AdapterMismatchError,
+    BackendError,
+    OutOfMemoryError,
+    RunInterrupted,
+)
 from aios.core.events import Notice, StageFinished, StageProgress, StageStarted, WorkFailed
 from aios.core.protocols import Emit, ShouldStop, TemporaryExpert, ignore, never
 from aios.core.trials import Answered, TrialJob, TrialMetrics, TrialOutcome
@@ -194,7 +199,7 @@ class TorchTrialBench:
         encoded = [encode(self.base.tokenizer, e.text, e.loss_spans) for e in job.examples]
         usable = [e for e in encoded if e.label_count]
         with memory_errors("train"):
-            training = Training.begin(job, usable or encoded, bench.initial(job.seed))
+            training = Training.begin(job, usable or encoded, self._first_row(bench, job))
         limit = min(job.recipe.max_seq_len, self.base.context_length)
         longest = max(range(len(encoded)), key=lambda i: len(encoded[i].ids))
         if not usable:
@@ -209,6 +214,21 @@ class TorchTrialBench:
                 "lower data.max_passage_tokens or raise training.max_seq_len",
             )
         return training
+
+    def _first_row(self, bench: _Bench, job: TrialJob) -> Tensor:
+        """The weights that a training begins with; they are its own.
+
+        Raises:
+            AdapterMismatchError: ``job.initial`` is of another shape, or over another model.
+        """
+        if job.initial is None:
+            return bench.initial(job.seed)
+        if not isinstance(job.initial, BankedLM):
+            raise AdapterMismatchError(
+                f"trial {job.id} cannot start from an adapter of another backend",
+                "start from a temporary expert of this bench",
+            )
+        return job.initial.copy_row(self.base, bench.bank)
 
     def _pass(
         self, bench: _Bench, trainings: list[Training], queue: TrialQueue, emit: Emit

@@ -25,6 +25,12 @@ _COMMON_FLAGS = ("--config", "--set", "--seed", "--offline", "--json", "--quiet"
 ENTRIES = {
     "seal": Entry("aios.cli.commands.seal:seal", "Let a model write training data from passages."),
     "hrm-hf": Entry("aios.cli.commands.hrm_hf:hrm_hf", "Train experts on passages."),
+    "experts": Entry("aios.cli.commands.experts:experts", "Look after experts."),
+    "goals": Entry("aios.cli.commands.goals:goals", "Say what experts are for."),
+    "chat": Entry("aios.cli.commands.chat:chat", "Talk with a model and its experts."),
+    "serve": Entry(
+        "aios.cli.commands.serve:serve", "Serve the experts over an OpenAI-compatible API."
+    ),
     "models": Entry("aios.cli.commands.models:models", "List and fetch base models."),
     "config": Entry("aios.cli.commands.config:config", "Show and explain the settings."),
     "runs": Entry("aios.cli.commands.runs:runs", "Use what runs have recorded."),

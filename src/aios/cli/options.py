@@ -15,7 +15,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
@@ -23,6 +23,8 @@ from aios.cli.lazy import HelpSections
 
 if TYPE_CHECKING:
     from aios.core.config.loader import LoadedConfig
+
+_T = TypeVar("_T")
 
 INPUT_FILE = click.Path(exists=True, dir_okay=False, readable=True, path_type=Path)
 OUTPUT_FILE = click.Path(dir_okay=False, path_type=Path)
@@ -184,11 +186,19 @@ def parse_size(text: str) -> int:
     return round(float(match[1]) * _UNITS[match[2].lower()])
 
 
-def size_value(ctx: click.Context, param: click.Parameter, value: str | None) -> int | None:
-    """Option callback: the bytes of a size; a bad one is a usage error."""
-    if value is None:
-        return None
-    try:
-        return parse_size(value)
-    except ValueError as error:
-        raise click.BadParameter(str(error), ctx, param) from error
+def parsed_by(
+    parse: Callable[[str], _T],
+) -> Callable[[click.Context, click.Parameter, str | None], _T | None]:
+    """An option's callback: what `parse` makes of the text; what it refuses is a usage error.
+
+    Args:
+        parse: Raises `ValueError`, with a message for people, where the text is none of its.
+    """
+
+    def value_of(ctx: click.Context, param: click.Parameter, text: str | None) -> _T | None:
+        try:
+            return None if text is None else parse(text)
+        except ValueError as error:
+            raise click.BadParameter(str(error), ctx, param) from error
+
+    return value_of

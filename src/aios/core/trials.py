@@ -9,9 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from aios.core.data.probes import Probe
 from aios.core.types import Failure, LoraRecipe, Score, TrainExample
+
+if TYPE_CHECKING:
+    from aios.core.protocols import TemporaryExpert
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +36,9 @@ class TrialJob:
             ends; 0: never.
         trunk_layers: Lowest layers that get no adapter; their activations are computed once and
             kept. 0, every layer has an adapter, is the method of the paper.
+        initial: The temporary expert whose adapter the training starts from, of the same shape and
+            over the same model; it is not changed. None: a new adapter. For benches in this
+            process: it cannot be sent to a worker.
     """
 
     id: str
@@ -44,6 +51,7 @@ class TrialJob:
     max_steps: int | None = None
     patience: int = 0
     trunk_layers: int = 0
+    initial: TemporaryExpert | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,17 +4,25 @@ Takes and gives `core.types.Expert` records. The file has the fields that the AI
 format fixes; keys that we do not know, at the top or in an expert, survive a rewrite. Every
 change reads, changes and replaces the file under a lock, so that two processes lose nothing, and
 keeps the last good version as ``registry.json.bak``. Reading takes no lock.
+
+Beside the folders of experts there may be ``goals.json`` (`storage.expert_goals`), ``.versions``
+(`storage.expert_versions`) and ``.trash`` (`storage.expert_trash`). Whatever moves an expert's
+folder holds `FileExpertStore.moving` meanwhile; the registry's own lock is taken within it, never
+the other way round.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, fields
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
 from aios.core.errors import StorageError, UsageError
+from aios.core.experts import lineage
+from aios.core.experts.registry import unknown_expert, with_counters
 from aios.core.files import (
     MAX_JSON_BYTES,
     atomic_write_bytes,
@@ -24,23 +32,20 @@ from aios.core.files import (
     locked,
     parse_json,
     read_bytes_if_there,
-    read_json,
     require_id,
 )
-from aios.core.types import Expert
+from aios.core.types import AdapterRef, Expert
+from aios.storage.expert_records import (
+    CARD_FILE,
+    OpenRegistry,
+    expert_of,
+    known_fields,
+    read_card,
+)
 
 VERSION = "1.0"
 _FILE = "registry.json"
-_FIELDS = tuple(field.name for field in fields(Expert))
-_LISTS = {"goals", "training_datasets", "child_expert_ids"}
-_CHECKS: dict[str, tuple[Callable[[Any], bool], str]] = {
-    "total_activations": (lambda v: type(v) is int and v >= 0, "a count"),
-    "avg_routing_weight": (lambda v: type(v) in (int, float), "a number"),
-    "is_active": (lambda v: type(v) is bool, "true or false"),
-    "is_frozen": (lambda v: type(v) is bool, "true or false"),
-    "performance_metrics": (lambda v: isinstance(v, dict), "an object"),
-    "training_config": (lambda v: isinstance(v, dict), "an object"),
-}
+_TAKEN = (_FILE, "goals.json")
 
 
 class FileExpertStore:
@@ -73,6 +78,18 @@ class FileExpertStore:
         """
         return self._experts(self._load()[1])
 
+    def require(self, expert_id: str) -> Expert:
+        """The expert.
+
+        Raises:
+            UnknownExpertError: There is none of that id; the remedy names the closest ones.
+            StorageError: The registry is corrupt.
+        """
+        experts = {expert.expert_id: expert for expert in self.list()}
+        if expert_id not in experts:
+            raise unknown_expert(expert_id, experts)
+        return experts[expert_id]
+
     def save(self, expert: Expert) -> None:
         """Adds or replaces an expert, atomically; keys that we do not know survive.
 
@@ -80,21 +97,104 @@ class FileExpertStore:
             UsageError: The id is not valid.
             StorageError: The registry is corrupt, locked for long, or cannot be written.
         """
-        self._require(expert.expert_id)
+        self.put(expert.expert_id, lambda before: expert)
+
+    def put(self, expert_id: str, make: Callable[[Expert | None], Expert]) -> Expert:
+        """Adds or replaces an expert by what is made of the one of before, under the lock.
+
+        Args:
+            expert_id: Its id.
+            make: Gets the expert as registered, or None; gives it as it is from now on.
+
+        Raises:
+            UsageError: As `save`, or the expert made has another id.
+            StorageError: As `save`.
+        """
+        self._require(expert_id)
+        with self.change() as open_registry:
+            expert = make(open_registry.experts.get(expert_id))
+            if expert.expert_id != expert_id:
+                raise UsageError(f"expert {expert_id!r} cannot become {expert.expert_id!r}")
+            open_registry.put(expert)
+        return expert
+
+    def update(self, expert_id: str, change: Callable[[Expert], Expert]) -> Expert:
+        """Changes an expert that is there, under the lock; gives it as it is from now on.
+
+        Raises:
+            UnknownExpertError: There is none of that id.
+            UsageError: As `put`.
+            StorageError: As `put`.
+        """
+        self._require(expert_id)
+        with self.change() as open_registry:
+            expert = change(open_registry.require(expert_id))
+            if expert.expert_id != expert_id:
+                raise UsageError(f"expert {expert_id!r} cannot become {expert.expert_id!r}")
+            open_registry.put(expert)
+        return expert
+
+    @contextmanager
+    def change(self) -> Iterator[OpenRegistry]:
+        """The registry, locked, to be changed in a block; written once, at the block's end.
+
+        Nothing is written if the block raises, or changes nothing.
+
+        Raises:
+            StorageError: The registry is corrupt, locked for long, or cannot be written.
+        """
         with locked(self.root / f".{_FILE}.lock"):
             before, registry = self._load()
-            self._experts(registry)  # refuses to build on a registry that it cannot read
-            record = _known_fields(expert)
-            for entry in registry["experts"]:
-                if entry["expert_id"] == expert.expert_id:
-                    entry.update(record)
-                    break
-            else:
-                registry["experts"].append(record)
+            open_registry = OpenRegistry(registry, self._experts(registry))
+            yield open_registry
+            if not open_registry.changed:
+                return
             data = encode_json(registry, indent=2) + b"\n"
             if before is not None:
                 atomic_write_bytes(self.root / f"{_FILE}.bak", before)
             atomic_write_bytes(self.path, data)
+
+    @contextmanager
+    def moving(self) -> Iterator[None]:
+        """Held while folders of experts are put in place, moved to the trash or brought back.
+
+        Raises:
+            StorageError: Another process holds it for long.
+        """
+        with locked(self.root / ".moving.lock"):
+            yield
+
+    def set_parent(self, expert_id: str, parent_id: str) -> Expert:
+        """Puts an expert below another; both sides of the link are written at once.
+
+        Raises:
+            UnknownExpertError: One of them is not known.
+            FrozenExpertError: The expert is frozen.
+            UsageError: It would be its own ancestor.
+            StorageError: As `save`.
+        """
+        return self._link(expert_id, parent_id)
+
+    def clear_parent(self, expert_id: str) -> Expert:
+        """Makes an expert a root. Errors as `set_parent`."""
+        return self._link(expert_id, None)
+
+    def _link(self, expert_id: str, parent_id: str | None) -> Expert:
+        with self.change() as open_registry:
+            for expert in lineage.with_parent(open_registry.experts, expert_id, parent_id):
+                open_registry.put(expert)
+            return open_registry.require(expert_id)
+
+    def set_active(self, expert_id: str, active: bool) -> Expert:
+        """Lets an expert answer messages, or not. Errors as `update`."""
+        return self.update(expert_id, lambda expert: replace(expert, is_active=active))
+
+    def set_frozen(self, expert_id: str, frozen: bool) -> Expert:
+        """Freezes an expert as it is, or not any more. Errors as `update`.
+
+        A frozen expert is not trained, deleted, rolled back or given another parent.
+        """
+        return self.update(expert_id, lambda expert: replace(expert, is_frozen=frozen))
 
     def folder(self, expert_id: str) -> Path:
         """The expert's folder (which may not exist yet), always inside the store.
@@ -118,19 +218,53 @@ class FileExpertStore:
             UsageError: The id is not valid.
             StorageError: The registry or an existing card is corrupt, or it cannot be written.
         """
-        card = self.folder(expert_id) / "expert.json"
-        before = read_json(card, default={})
-        if not isinstance(before, dict):
-            raise StorageError(f"{card} is corrupt: not a JSON object", "Move that file away.")
+        card = self.folder(expert_id) / CARD_FILE
+        before = self.read_card(expert_id)
         expert = self.get(expert_id)
-        known = _known_fields(expert) if expert is not None else {"expert_id": expert_id}
+        known = known_fields(expert) if expert is not None else {"expert_id": expert_id}
         atomic_write_json(card, {**before, **known, "base_model": self.base_model, **extra})
         return card
 
+    def read_card(self, expert_id: str) -> dict[str, Any]:
+        """The content of an expert's ``expert.json``; empty where there is none.
+
+        Where it repeats fields of the registry, these are of the time that it was written.
+
+        Raises:
+            UsageError: The id is not valid.
+            StorageError: The card is corrupt.
+        """
+        return read_card(self.folder(expert_id))
+
+    def adapter(self, expert_id: str) -> AdapterRef:
+        """An expert's adapter, as its card describes it.
+
+        Raises:
+            UnknownExpertError: There is no such expert.
+            StorageError: It has no adapter, or its card does not name adapter and base model.
+        """
+        self.require(expert_id)
+        folder = self.folder(expert_id)
+        card = self.read_card(expert_id)
+        digest, base_digest = card.get("adapter_digest"), card.get("base_digest")
+        if not isinstance(digest, str) or not isinstance(base_digest, str):
+            raise StorageError(
+                f"{folder / CARD_FILE} does not say which adapter and base model it is of",
+                "restore that file from a copy, or train the expert again",
+            )
+        if not (folder / "adapter_model.safetensors").is_file():
+            raise StorageError(
+                f"expert {expert_id!r} has no adapter in {folder}",
+                "restore the folder from a copy, or delete the expert",
+            )
+        return AdapterRef(folder, digest, base_digest)
+
     def _require(self, expert_id: str) -> None:
         require_id(expert_id, "expert id")
-        if expert_id.lower().startswith(_FILE):
-            raise UsageError(f"{expert_id!r} is not a valid expert id", f"{_FILE} is taken.")
+        if expert_id.lower().startswith(_TAKEN):
+            raise UsageError(
+                f"{expert_id!r} is not a valid expert id", f"{' and '.join(_TAKEN)} are taken."
+            )
 
     def _load(self) -> tuple[bytes | None, dict[str, Any]]:
         """The registry as bytes (None if there is none yet) and as a JSON object."""
@@ -151,7 +285,7 @@ class FileExpertStore:
         experts: dict[str, Expert] = {}
         for index, record in enumerate(registry["experts"]):
             try:
-                expert = _expert(record)
+                expert = expert_of(record)
             except ValueError as error:
                 raise self._corrupt(f"experts[{index}] {error}") from error
             if expert.expert_id in experts:
@@ -167,34 +301,29 @@ class FileExpertStore:
         return StorageError(f"{self.path} is corrupt: {reason}", remedy)
 
 
-def _known_fields(expert: Expert) -> dict[str, Any]:
-    """The expert as a JSON object with the registry's fields."""
-    record: dict[str, Any] = parse_json(encode_json(asdict(expert)))
-    return record
+def fold_counters(
+    store: FileExpertStore, counters: Mapping[str, tuple[int, float]]
+) -> tuple[str, ...]:
+    """Takes the counters of the database of answers into the registry, in one write.
 
+    They are totals and replace those of the registry, so folding twice is as good as once; an
+    expert that is not among them keeps its own. Frozen experts count, too.
 
-def _expert(record: object) -> Expert:
-    """An expert of a registry entry; fields that are missing get their defaults.
+    Args:
+        store: The registry.
+        counters: Activations and mean routing weight by expert id.
+
+    Returns:
+        Ids that the registry does not have: experts that were deleted meanwhile.
 
     Raises:
-        ValueError: The entry is not one; the message goes on after ``experts[i]``.
+        ValueError: A counter is negative or not a finite number; nothing is written.
+        StorageError: The registry is corrupt, locked for long, or cannot be written.
     """
-    if not isinstance(record, dict):
-        raise ValueError("is not an object")
-    if not isinstance(record.get("expert_id"), str) or not record["expert_id"]:
-        raise ValueError("has no expert_id")
-    values: dict[str, Any] = {"name": record["expert_id"]}
-    for name in _FIELDS:
-        value = record.get(name)
-        if value is None:  # missing, or empty in a registry that another program wrote
-            continue
-        if name in _LISTS:
-            if not isinstance(value, list) or not all(isinstance(v, str) for v in value):
-                raise ValueError(f"({record['expert_id']}): {name} must be a list of texts")
-            value = tuple(value)
-        else:
-            good, wanted = _CHECKS.get(name, (lambda v: isinstance(v, str), "a text"))
-            if not good(value):
-                raise ValueError(f"({record['expert_id']}): {name} must be {wanted}")
-        values[name] = value
-    return Expert(**values)
+    with store.change() as open_registry:
+        gone = tuple(one for one in counters if one not in open_registry.experts)
+        for expert_id, (activations, weight) in counters.items():
+            if expert_id not in gone:
+                expert = open_registry.experts[expert_id]
+                open_registry.put(with_counters(expert, activations, weight))
+    return gone

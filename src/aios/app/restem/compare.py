@@ -36,8 +36,10 @@ from aios.app.restem.compare_results import (
     comparison_document,
 )
 from aios.app.restem.compare_trials import KIND, ComparisonJob, Examination
-from aios.app.restem.job import RestemData, executor_of, facts_of, keep_plan, plan_of, read_data
+from aios.app.restem.kept_plan import keep_plan, plan_of
+from aios.app.restem.passages import RestemData, facts_of, read_data, tell_left_out
 from aios.app.restem.settings import arms_of
+from aios.app.restem.trials import executor_of
 from aios.core.config.schemas import Config
 from aios.core.errors import UsageError
 from aios.core.events import Notice
@@ -157,10 +159,7 @@ def compare_generators(
         raise UsageError(
             f"there is no comparison to go on with in {output}", "give the folder of its run"
         )
-    config = _prepared(config, seeds, candidates)
-    check_input(dataset)
-    pair: _Pair = {"baseline": _generator(baseline), "optimized": _generator(optimized)}
-    config = _with_arms(config, pair)
+    config, pair = _set_up(config, baseline, optimized, dataset, seeds, candidates)
     with started_run(config, KIND, emit, path=output, resume=resume) as run:
         model = model or load_model(config, emit=run.emit)
         recipe = recipe_for(config, model)
@@ -209,10 +208,7 @@ def plan_comparison(
         UsageError: Generators, data or config cannot be used.
         StorageError: A generator is damaged.
     """
-    config = _prepared(config, seeds, candidates)
-    check_input(dataset)
-    pair: _Pair = {"baseline": _generator(baseline), "optimized": _generator(optimized)}
-    config = _with_arms(config, pair)
+    config, pair = _set_up(config, baseline, optimized, dataset, seeds, candidates)
     model = model or load_model(config, emit=emit)
     data = read_data(config, dataset, model)
     restem, passages = config.restem, len(data.train)
@@ -240,6 +236,27 @@ def find_comparison(config: Config, given: str) -> Path:
 
 
 # ------------------------------------------------------------ set-up
+
+
+def _set_up(
+    config: Config,
+    baseline: Path | None,
+    optimized: Path,
+    dataset: Path,
+    seeds: int,
+    candidates: int | None,
+) -> tuple[Config, _Pair]:
+    """The config as a comparison has it, and the two generators; the dataset is looked through.
+
+    Raises:
+        UsageError: A number is below 1, the dataset cannot be used, a folder is no generator, or
+            its strategies cannot be used.
+        StorageError: A generator is damaged.
+    """
+    config = _prepared(config, seeds, candidates)
+    check_input(dataset)
+    pair: _Pair = {"baseline": _generator(baseline), "optimized": _generator(optimized)}
+    return _with_arms(config, pair), pair
 
 
 def _prepared(config: Config, seeds: int, candidates: int | None) -> Config:
@@ -315,13 +332,7 @@ def _notes(
 
 
 def _tell(run: Run, data: RestemData, notes: Sequence[str]) -> None:
-    if data.without_questions:
-        run.emit(
-            Notice(f"{data.without_questions} passages have no questions: left out", "warning")
-        )
-    if data.rejects:
-        run.directory.add_rejects(*(asdict(reject) for reject in data.rejects))
-        run.emit(Notice(f"{len(data.rejects)} records could not be used", "warning"))
+    tell_left_out(run, data)
     for note in notes:
         run.emit(Notice(note, "warning"))
 

@@ -24,7 +24,6 @@ from aios.app.restem.comparison import (
     Unit,
     gain_sentence,
     unit_of,
-    verdict_of,
 )
 from aios.core.evaluation.comparison import CONFIDENCE
 from aios.core.evaluation.statistics import difference_interval
@@ -194,19 +193,8 @@ def _gain(
     after, before = (fmean(fmean(row) for row in grid) for grid in (treatment, control))
     ends = _interval(treatment, control, shared, samples)
     optimized, baseline = reversed(SIDES)
-    return Gain(
-        treatment=optimized,
-        control=baseline,
-        metric=metric,
-        treatment_value=after,
-        control_value=before,
-        change=after - before,
-        relative_change=after / before - 1 if before >= unit.smallest else None,
-        scale="absolute",
-        ci95=ends,
-        n=len(shared),
-        seeds=len(ours),
-        verdict=verdict_of(ends, unit),
+    return Gain.between(
+        (optimized, baseline), metric, (after, before), ends, unit, n=len(shared), seeds=len(ours)
     )
 
 

@@ -6,9 +6,7 @@ seed. What is written and tried is in the run's journals as soon as it is done.
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -16,20 +14,18 @@ from aios.app.composition import Run, build_generator
 from aios.app.generators import writing_model
 from aios.app.restem.compare_results import SIDES, Examined, Side, decide_together, examined
 from aios.app.restem.rounds import RecordedRounds, RunFacts
-from aios.app.restem.settings import reward_function, settings_of
+from aios.app.restem.settings import one_of_each, reward_function, settings_of
+from aios.app.restem.trials import candidate_trials
 from aios.core.config.recipes import ResolvedRecipe
 from aios.core.config.schemas import Config
-from aios.core.events import Event, StageFinished, StageProgress, StageStarted
 from aios.core.files import atomic_write_bytes, encode_json
 from aios.core.protocols import Emit, Executor, LanguageModel, ShouldStop
 from aios.core.restem import TriedPassage, tried_to_json
-from aios.core.seal.candidate_trials import CandidateTrials
 from aios.core.seal.format_choice import deal, even_shares
 from aios.core.seal.restem_rules import ReSTEMSettings
 from aios.core.seal.round_report import Proposed
-from aios.core.seal.test_time_training import TTTTrainer
-from aios.core.seal.trial_batch import Work
 from aios.core.seeds import derive
+from aios.core.stages import counting_trials, shown_stage
 from aios.core.types import Passage
 
 KIND = "restem-compare"
@@ -98,11 +94,9 @@ class Examination:
             RunInterrupted: `should_stop` said so; what is done is kept.
         """
         job = self._job
-        arms = job.recipe.generator.arms
         seal = job.config.seal.model_copy(update={"generator": folder})
         config = job.config.model_copy(update={"seal": seal})
-        mix = ",".join(f"{arm}:1" for arm in arms)
-        recipe = replace(job.recipe, strategy=mix, num_edits_per_passage=len(arms))
+        recipe = one_of_each(job.recipe, job.recipe.generator.arms)
         generator = build_generator(config, job.model, recipe, cache=None, emit=self._emit)
         strategies = {part.strategy.name: part.strategy for part in generator.parts}
         count, ids = config.restem.held_out_candidates, [p.id for p in job.passages]
@@ -114,10 +108,11 @@ class Examination:
                 writer = generator.with_plan(policy, seed, strategies, plan)
                 edits = self._store(number).write(writer, job.passages, _place(number, side))
                 results = []
-                with self._stage(f"{_stage(job, number)}{side} writes") as done:
+                stage = f"{_stage(job, number)}{side} writes"
+                with shown_stage(self._emit, stage, len(ids), "passages") as done:
                     for result in edits:
                         results.append(result)
-                        done(len(results), "")
+                        done(len(results))
                 written.append(Proposed(tuple(results), plan))
         return written
 
@@ -146,46 +141,21 @@ class Examination:
     def _try(self, side: Side, proposed: Proposed, number: int) -> list[TriedPassage]:
         """Runs the trials of what a generator wrote with a seed."""
         job, store = self._job, self._store(number)
-        trials = CandidateTrials(
-            self._executor,
-            TTTTrainer(
-                recipe=replace(job.recipe.lora, dropout=0.0),
-                passage_copies=job.recipe.passage_copies,
-                loss_on=job.recipe.loss_on,
-                seed=job.config.seed,
-            ),
-            reward_function(job.config),
-            job.model.count_tokens,
-            job.settings(number).trials,
-        )
-        works = [
-            Work(
-                result.passage,
-                tuple(edit for edit in result.kept if edit.text.strip()),
-                proposed.asked_of(result.passage.id),
-                proposed.unwritten(result),
-            )
-            for result in proposed.results
-        ]
+        settings = job.settings(number).trials
+        trials = candidate_trials(job.config, job.model, job.recipe, self._executor, settings)
+        stage = f"{_stage(job, number)}{side} is tried"
         tried: list[TriedPassage] = []
         with (
-            self._stage(f"{_stage(job, number)}{side} is tried") as done,
+            shown_stage(self._emit, stage, len(job.passages), "passages") as done,
             store.records(_place(number, side)) as records,
             store.records(_place(number, "alone")) as baselines,
         ):
-
-            def progress(event: Event) -> None:
-                """A trial's progress is the stage's; all else is passed on."""
-                if isinstance(event, StageProgress):
-                    done(len(tried), "")
-                elif not isinstance(event, StageStarted | StageFinished):
-                    self._emit(event)
-
+            emit = counting_trials(self._emit, lambda _: done(len(tried)))
             for passage in trials.run(
-                works, records, baselines, emit=progress, should_stop=self._should_stop
+                proposed.works(), records, baselines, emit=emit, should_stop=self._should_stop
             ):
                 tried.append(passage)
-                done(len(tried), "")
+                done(len(tried))
         return tried
 
     def _store(self, number: int) -> RecordedRounds:
@@ -195,14 +165,6 @@ class Examination:
         return RecordedRounds(
             job.config, job.run, job.model, settings, job.facts, self._should_stop
         )
-
-    @contextmanager
-    def _stage(self, name: str) -> Iterator[Callable[[int, str], None]]:
-        """Shows a stage over the passages while a block runs."""
-        began = time.monotonic()
-        self._emit(StageStarted(name, len(self._job.passages), "passages"))
-        yield lambda count, note: self._emit(StageProgress(name, count, note))
-        self._emit(StageFinished(name, time.monotonic() - began))
 
 
 def _place(number: int, part: str) -> str:

@@ -110,6 +110,44 @@ class Gain:
     seeds: int
     verdict: Verdict
 
+    @classmethod
+    def between(
+        cls,
+        pair: tuple[str, str],
+        metric: str,
+        values: tuple[float, float],
+        ends: Ends | None,
+        unit: Unit,
+        *,
+        n: int,
+        seeds: int = 1,
+    ) -> Gain:
+        """The gain of one generator over another.
+
+        Args:
+            pair: Treatment and control.
+            metric: What is compared.
+            values: Its means, the treatment's first.
+            ends: Interval of their difference; None with too few passages.
+            unit: How the metric is written: a control below its smallest has no ratio to it.
+            n: Passages.
+            seeds: Seeds that both were examined with.
+        """
+        after, before = values
+        return cls(
+            *pair,
+            metric=metric,
+            treatment_value=after,
+            control_value=before,
+            change=after - before,
+            relative_change=after / before - 1 if before >= unit.smallest else None,
+            scale="absolute",
+            ci95=ends,
+            n=n,
+            seeds=seeds,
+            verdict=verdict_of(ends, unit),
+        )
+
     def to_dict(self) -> dict[str, Any]:
         """The comparison as a JSON object."""
         return {**asdict(self), "ci95": None if self.ci95 is None else list(self.ci95)}
@@ -280,22 +318,10 @@ def _gain(report: RoundReport, metric: str, untrained: HeldOut, unit: Unit) -> G
         return None
     treatment = {passage: ours[passage] for passage in shared}
     control = {passage: theirs[passage] for passage in shared}
-    after, before = fmean(treatment.values()), fmean(control.values())
+    means = fmean(treatment.values()), fmean(control.values())
+    pair = generator_name(report.number), UNTRAINED
     ends = _interval(treatment, control)
-    return Gain(
-        treatment=generator_name(report.number),
-        control=UNTRAINED,
-        metric=metric,
-        treatment_value=after,
-        control_value=before,
-        change=after - before,
-        relative_change=after / before - 1 if before >= unit.smallest else None,
-        scale="absolute",
-        ci95=ends,
-        n=len(shared),
-        seeds=1,
-        verdict=verdict_of(ends, unit),
-    )
+    return Gain.between(pair, metric, means, ends, unit, n=len(shared))
 
 
 def _interval(treatment: Mapping[str, float], control: Mapping[str, float]) -> Ends | None:

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from aios.app.models import load_model, show_model
-from aios.app.restem.probe import probe_machine
+from aios.app.restem.probe import Measured, probe_machine
 from aios.app.restem.sizes import (
     CHARACTERS_PER_TOKEN,
     approximate_tokens,
@@ -139,14 +139,9 @@ def estimate_restem(
         work = with_lengths(config, work, recipe, measured, expert=expert)
     else:
         notes += length_notes(work)
-    throughput: Throughput | None = None
-    memory: Memory | None = None
-    if measured is not None:
-        throughput, memory = measured.throughput, _memory_here(config, recipe)
-    elif card is not None and shape is not None:
-        throughput = _reckoned(config, recipe, card, shape)
-        memory = _memory_on(card, shape, recipe)
+    if shape is not None:
         notes += _gpu_notes(config, shape)
+    throughput, memory = _speed_and_memory(config, recipe, measured, card, shape)
     found = None
     if throughput is not None:
         found = estimate(work, throughput, price_per_hour=price_per_hour, memory=memory)
@@ -229,6 +224,21 @@ def _own_shape(folder: Path | None, parameters: int) -> ModelShape | None:
     except StorageError:
         return None
     return ModelShape.of_config(parameters, found) if isinstance(found, dict) else None
+
+
+def _speed_and_memory(
+    config: Config,
+    recipe: ResolvedRecipe,
+    measured: Measured | None,
+    gpu: GPU | None,
+    shape: ModelShape | None,
+) -> tuple[Throughput | None, Memory | None]:
+    """Of this machine where it was timed, of a GPU where one is named; else not known."""
+    if measured is not None:
+        return measured.throughput, _memory_here(config, recipe)
+    if gpu is not None and shape is not None:
+        return _reckoned(config, recipe, gpu, shape), _memory_on(gpu, shape, recipe)
+    return None, None
 
 
 def _memory_here(config: Config, recipe: ResolvedRecipe) -> Memory | None:

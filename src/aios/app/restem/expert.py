@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from aios.app.composition import Run
-from aios.app.restem.job import KIND, ReSTEMReport, optimize
+from aios.app.restem.folders import KIND
+from aios.app.restem.job import ReSTEMReport, optimize
 from aios.core.config.schemas import Config
 from aios.core.errors import UsageError
 from aios.core.events import Notice

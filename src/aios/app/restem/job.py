@@ -9,9 +9,7 @@ from __future__ import annotations
 
 import platform
 import shlex
-from collections.abc import Iterator, Mapping
-from contextlib import closing, contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,34 +24,25 @@ from aios.app.composition import (
     started_run,
     watched,
 )
-from aios.app.generation_plan import check_input, read_input
+from aios.app.generation_plan import check_input
 from aios.app.models import load_model, load_trainer
-from aios.app.restem.folders import clear_stop, stop_requested
+from aios.app.restem.folders import KIND, clear_stop, stop_requested
 from aios.app.restem.forecast import estimate_beside_actual, foretell
+from aios.app.restem.kept_plan import keep_plan, plan_of
+from aios.app.restem.passages import RestemData, facts_of, read_data, tell_left_out
 from aios.app.restem.results import publish_best, write_results
 from aios.app.restem.rounds import RecordedRounds, RunFacts
-from aios.app.restem.settings import arms_of, reward_function, settings_of
-from aios.app.trials import open_executor
+from aios.app.restem.settings import arms_of, one_of_each, reward_function, settings_of
+from aios.app.restem.trials import executor_of, trial_trainer
 from aios.core.config.recipes import ResolvedRecipe
 from aios.core.config.schemas import Config
-from aios.core.data.rejects import Reject
-from aios.core.data.splits import split_by_group
-from aios.core.errors import DataError, StorageError, UsageError
+from aios.core.errors import UsageError
 from aios.core.events import Notice
-from aios.core.files import atomic_write_json, read_json
-from aios.core.protocols import Emit, Executor, LanguageModel, ShouldStop, ignore, never
+from aios.core.protocols import Emit, LanguageModel, ShouldStop, ignore, never
 from aios.core.restem import ReSTEMState
-from aios.core.seal.generator_card import passage_hash
 from aios.core.seal.restem_optimizer import ReSTEMOptimizer
-from aios.core.seal.test_time_training import TTTTrainer, own_bench
-from aios.core.types import Passage, content_hash
 from aios.storage.generators import refuse_other_files
 from aios.storage.runs import package_versions
-
-KIND = "restem"
-_PLAN = "plan.json"
-_MOST_NAMES = 3  # of what differs
-_BANK = 8  # trials that a worker is handed at a time: a batch of passages keeps several busy
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,23 +64,6 @@ class ReSTEMReport:
     report_html: Path
     metrics_json: Path
     metrics: dict[str, Any]
-
-
-@dataclass(frozen=True, slots=True)
-class RestemData:
-    """The passages of a run.
-
-    Attributes:
-        train: Passages that are optimised on.
-        held_out: Passages that generators are compared on.
-        without_questions: Passages that were left out, since nothing can be rewarded on them.
-        rejects: Records of the file that could not be used.
-    """
-
-    train: tuple[Passage, ...]
-    held_out: tuple[Passage, ...]
-    without_questions: int = 0
-    rejects: tuple[Reject, ...] = ()
 
 
 def optimize(
@@ -169,27 +141,6 @@ class _Job:
         return RecordedRounds(self.config, self.run, self.model, settings, self.facts, should_stop)
 
 
-def read_data(config: Config, dataset: Path, model: LanguageModel) -> RestemData:
-    """Reads the passages and holds some of them out, whole near-duplicate groups at a time.
-
-    Raises:
-        DataError: The file cannot be used, or no passage has questions.
-    """
-    rejects: list[Reject] = []
-    passages = list(read_input(config, dataset, model, rejects.append))
-    asked = [passage for passage in passages if passage.questions]
-    if not asked:
-        raise DataError(
-            f"no passage of {dataset} has questions, so no self-edit can be rewarded",
-            "add questions to the passages",
-        )
-    fraction = config.restem.held_out_fraction
-    train, held_out = split_by_group(
-        asked, fraction, config.seed, threshold=config.data.near_duplicate_threshold
-    )
-    return RestemData(train, held_out, len(passages) - len(asked), tuple(rejects))
-
-
 @dataclass(frozen=True, slots=True)
 class RestemPlan:
     """What a run would do.
@@ -255,9 +206,7 @@ def plan_restem(
 
 def _optimize(job: _Job, should_stop: ShouldStop) -> ReSTEMState:
     config, run, model = job.config, job.run, job.model
-    arms = arms_of(config, job.recipe)
-    mix = ",".join(f"{arm}:1" for arm in arms)
-    writing = replace(job.recipe, strategy=mix, num_edits_per_passage=len(arms))
+    writing = one_of_each(job.recipe, arms_of(config, job.recipe))
     settings = settings_of(config, job.recipe)
     with (
         watched(config, run, KIND, should_stop) as watch,
@@ -266,12 +215,7 @@ def _optimize(job: _Job, should_stop: ShouldStop) -> ReSTEMState:
     ):
         optimizer = ReSTEMOptimizer(
             build_generator(config, model, writing, cache=cache, emit=watch.emit),
-            TTTTrainer(
-                recipe=replace(job.recipe.lora, dropout=0.0),
-                passage_copies=job.recipe.passage_copies,
-                loss_on=job.recipe.loss_on,
-                seed=config.seed,
-            ),
+            trial_trainer(config, job.recipe),
             reward_function(config),
             config.seal.restem_iterations,
             config.seal.restem_batch_size,
@@ -286,103 +230,9 @@ def _optimize(job: _Job, should_stop: ShouldStop) -> ReSTEMState:
         return optimizer.optimize(job.data.train, job.data.held_out, store)
 
 
-@contextmanager
-def executor_of(config: Config, model: LanguageModel) -> Iterator[Executor]:
-    """The executor that the config asks for, for the time of a block.
-
-    In this process trials run over the model that is loaded already; its bench stays with it.
-    """
-    restem = config.restem
-    if restem.executor == "serial":
-        yield own_bench(model)
-        return
-    with closing(
-        open_executor(config, restem.executor, workers=restem.workers, bank=_BANK)
-    ) as executor:
-        yield executor
-
-
-def facts_of(dataset: Path, data: RestemData) -> RunFacts:
-    """What a run on a file's passages is on."""
-    fingerprint = content_hash([[asdict(p) for p in part] for part in (data.train, data.held_out)])
-    return RunFacts(
-        str(dataset),
-        tuple(p.id for p in data.train),
-        tuple(p.id for p in data.held_out),
-        fingerprint,
-        tuple(map(passage_hash, data.train)),
-    )
-
-
-def keep_plan(run: Run, plan: Mapping[str, Any]) -> bool:
-    """Keeps what results follow from; a run that goes on must be on the same.
-
-    Args:
-        run: The run.
-        plan: JSON values by names for people.
-
-    Returns:
-        Whether the run had a plan already.
-
-    Raises:
-        UsageError: It is not; the message names what differs.
-        StorageError: The plan that it was started with cannot be read.
-    """
-    path = run.directory.path / _PLAN
-    before = read_json(path, default=None)
-    if before is None:
-        atomic_write_json(path, dict(plan))
-        return False
-    if not isinstance(before, dict):
-        raise StorageError(f"{path} is corrupt: not a JSON object", "start a new run")
-    changed = [name for name in plan if before.get(name) != plan[name]]
-    if changed:
-        more = ", …" if len(changed) > _MOST_NAMES else ""
-        raise UsageError(
-            f"the run in {run.directory.path} was started with another "
-            f"{', '.join(changed[:_MOST_NAMES])}{more}",
-            "give the same data and settings, or start a new run",
-        )
-    return True
-
-
-def plan_of(
-    facts: RunFacts, config: Config, model: LanguageModel, recipe: ResolvedRecipe
-) -> dict[str, Any]:
-    """What a run's results follow from, by names for people, as JSON values."""
-    restem = config.restem.model_dump(mode="json")
-    for name in ("estimate", "executor", "workers"):  # where, not what
-        del restem[name]
-    seal = {
-        name: value
-        for name, value in config.seal.model_dump(mode="json").items()
-        if not name.startswith(("enable_cache", "cache_", "max_cache", "batch_size"))
-    }
-    return {
-        "model": model.digest,
-        "seed": config.seed,
-        **{f"restem.{name}": value for name, value in restem.items()},
-        **{f"seal.{name}": value for name, value in seal.items()},
-        "training recipe": asdict(recipe.lora),
-        "training.loss_on": recipe.loss_on,
-        "training.passage_copies": recipe.passage_copies,
-        "question template": config.evaluation.question_template,
-        "evaluation.max_answer_tokens": config.evaluation.max_answer_tokens,
-        "data.near_duplicate_threshold": config.data.near_duplicate_threshold,
-        "dataset": facts.data_fingerprint,  # the passages of each side: last, since others name why
-    }
-
-
 def _tell(run: Run, data: RestemData, *, again: bool) -> None:
     run.emit(Notice(f"{len(data.train)} passages to optimise on, {len(data.held_out)} held out"))
-    if data.without_questions:
-        run.emit(
-            Notice(f"{data.without_questions} passages have no questions: left out", "warning")
-        )
-    if data.rejects:
-        if not again:
-            run.directory.add_rejects(*(asdict(reject) for reject in data.rejects))
-        run.emit(Notice(f"{len(data.rejects)} records could not be used", "warning"))
+    tell_left_out(run, data, record=not again)
 
 
 def _finish(job: _Job, state: ReSTEMState, output_generator: Path | None) -> ReSTEMReport:

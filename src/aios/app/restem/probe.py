@@ -18,6 +18,7 @@ from statistics import fmean
 from aios.app.composition import build_generator, recipe_for
 from aios.app.models import load_trainer
 from aios.app.restem.settings import arms_of, settings_of
+from aios.app.restem.trials import trial_recipe
 from aios.core.config.recipes import ResolvedRecipe
 from aios.core.config.schemas import Config
 from aios.core.data.probes import Probe, make_probes
@@ -26,7 +27,8 @@ from aios.core.events import Notice
 from aios.core.protocols import Emit, LanguageModel, TrialBench, ignore
 from aios.core.restem_costs import Throughput
 from aios.core.restem_workload import Span
-from aios.core.seal.self_edit_generator import Fresh, SelfEditGenerator, Written
+from aios.core.seal.passage_edits import Fresh, Written
+from aios.core.seal.self_edit_generator import SelfEditGenerator
 from aios.core.seal.strategy_mix import format_mix
 from aios.core.seal.test_time_training import own_bench
 from aios.core.seeds import derive
@@ -172,7 +174,7 @@ def _trial_jobs(
             TrialJob(
                 f"{passage.id}#{number}",
                 examples,
-                replace(recipe.lora, batch_size=size, dropout=0.0),
+                replace(trial_recipe(recipe), batch_size=size),
                 config.seed,
                 make_probes({passage.id: passage.questions}, config.evaluation.question_template),
                 write_answers=config.restem.reward == "accuracy",

@@ -28,8 +28,9 @@ from aios.core.seal.generator_card import (
     RoundSummary,
     prompts_digest,
 )
+from aios.core.seal.passage_edits import PassageEdits
 from aios.core.seal.restem_rules import ReSTEMSettings
-from aios.core.seal.self_edit_generator import PassageEdits, SelfEditGenerator
+from aios.core.seal.self_edit_generator import SelfEditGenerator
 from aios.core.seal.strategies import get_strategy
 from aios.core.types import AdapterRef, Passage, content_hash
 from aios.storage.generators import write_generator

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from aios.app.composition import build_prompts
 from aios.core.config.recipes import ResolvedRecipe, resolve_recipe
 from aios.core.config.restem_schema import RewardKind
@@ -41,6 +43,12 @@ def arms_of(config: Config, recipe: ResolvedRecipe) -> tuple[str, ...]:
             "name strategies that the model writes (aios seal strategies)",
         )
     return arms
+
+
+def one_of_each(recipe: ResolvedRecipe, arms: tuple[str, ...]) -> ResolvedRecipe:
+    """The recipe with the arms as its mix; how many each writes is dealt later, by passage."""
+    mix = ",".join(f"{arm}:1" for arm in arms)
+    return replace(recipe, strategy=mix, num_edits_per_passage=len(arms))
 
 
 def reward_function(config: Config) -> RewardFunction:

@@ -23,7 +23,8 @@ from typing import TYPE_CHECKING, Any
 from aios.app.composition import Run, recipe_for, started_run
 from aios.app.generation_plan import check_input
 from aios.app.models import load_model
-from aios.app.restem.job import facts_of, keep_plan, plan_of, read_data
+from aios.app.restem.kept_plan import keep_plan, plan_of
+from aios.app.restem.passages import facts_of, read_data
 from aios.app.restem.tune_plan import (
     DEFAULT_TRIALS,
     check_tuning,
@@ -33,8 +34,9 @@ from aios.app.restem.tune_space import Space, choose_space, describe, set_lines
 from aios.core.config.recipes import ResolvedRecipe
 from aios.core.config.schemas import Config
 from aios.core.errors import BackendError, DataError, RunInterrupted
-from aios.core.events import Notice, StageFinished, StageProgress, StageStarted
+from aios.core.events import Notice
 from aios.core.protocols import Emit, LanguageModel, ShouldStop, ignore, never
+from aios.core.stages import shown_stage
 
 if TYPE_CHECKING:
     from aios.app.restem.tune_results import Confirmation, Found
@@ -208,25 +210,23 @@ def _search(run: Run, job: TuneJob, study: TuneStudy, limits: _Limits) -> None:
     """
     from aios.app.restem.tune_trial import run_trial, tidy
 
-    began = time.monotonic()
     wanted = min(limits.trials, study.space.size)
-    run.emit(StageStarted(_STAGE, wanted, "trials"))
-    while len(ended := [r for r in study.records() if r.ended]) < wanted:
-        run.emit(StageProgress(_STAGE, len(ended)))
-        if job.should_stop():
-            raise RunInterrupted("the tuning was stopped", "run the same command with --resume")
-        begun = study.begin(limits.trials)
-        if begun is None:
-            break
-        run.emit(Notice(f"trial {begun.number} of {wanted}: {describe(begun.parameters)}"))
-        trial = run_trial(job, begun.number, begun.parameters, ended, study.untrained)
-        if trial.untrained is not None and study.untrained is None:
-            study.keep_untrained(trial.untrained)
-        study.end(begun, trial.record, trial.course)
-        tidy(job, begun.number)
-        run.emit(_told(trial.record))
-        _refuse_to_go_on(study.records())
-    run.emit(StageFinished(_STAGE, time.monotonic() - began))
+    with shown_stage(run.emit, _STAGE, wanted, "trials") as done:
+        while len(ended := [r for r in study.records() if r.ended]) < wanted:
+            done(len(ended))
+            if job.should_stop():
+                raise RunInterrupted("the tuning was stopped", "run the same command with --resume")
+            begun = study.begin(limits.trials)
+            if begun is None:
+                break
+            run.emit(Notice(f"trial {begun.number} of {wanted}: {describe(begun.parameters)}"))
+            trial = run_trial(job, begun.number, begun.parameters, ended, study.untrained)
+            if trial.untrained is not None and study.untrained is None:
+                study.keep_untrained(trial.untrained)
+            study.end(begun, trial.record, trial.course)
+            tidy(job, begun.number)
+            run.emit(_told(trial.record))
+            _refuse_to_go_on(study.records())
 
 
 def _told(record: TrialRecord) -> Notice:

@@ -26,7 +26,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean
 
-from aios.app.restem.job import KIND, RestemData, optimize
+from aios.app.restem.folders import KIND
+from aios.app.restem.job import optimize
+from aios.app.restem.passages import RestemData
 from aios.app.restem.records import read_rewards
 from aios.app.restem.tune_pruning import HeldOutWatch
 from aios.app.restem.tune_space import EPOCHS, Parameters, with_parameters

@@ -7,27 +7,25 @@ these trials its own numbers are taken; else the self-edits are tried once more.
 
 from __future__ import annotations
 
-import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import asdict, replace
+from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 from aios.app.composition import recipe_for
-from aios.app.restem.job import RestemData, executor_of
+from aios.app.restem.passages import RestemData
 from aios.app.restem.records import read_rewards
-from aios.app.restem.settings import reward_function, settings_of
+from aios.app.restem.settings import settings_of
+from aios.app.restem.trials import candidate_trials, executor_of
 from aios.core.config.recipes import ResolvedRecipe
 from aios.core.config.schemas import Config
 from aios.core.errors import StorageError
-from aios.core.events import Event, StageFinished, StageProgress, StageStarted
 from aios.core.files import guarded
 from aios.core.protocols import Emit, LanguageModel, ShouldStop, ignore, never
 from aios.core.restem import ReSTEMState, TriedPassage
-from aios.core.seal.candidate_trials import CandidateTrials, TrialSettings, decide
+from aios.core.seal.candidate_trials import TrialSettings, decide
 from aios.core.seal.round_report import held_out_of
-from aios.core.seal.test_time_training import TTTTrainer
 from aios.core.seal.trial_batch import Work
+from aios.core.stages import counting_trials, shown_stage
 from aios.core.types import content_hash
 from aios.storage.journal import Journal
 
@@ -98,46 +96,23 @@ class Yardstick:
             with guarded("make", folder):
                 folder.mkdir(parents=True, exist_ok=True)
         facts = self._facts()
-        reward = reward_function(self.config)
+        settings = self._settings(self.config)
         tried: list[TriedPassage] = []
         with (
             executor_of(self.config, self.model) as executor,
             Journal(file, {**facts, "self-edits": _digest(works)}) as records,
             Journal(self.baselines, facts) as baselines,
-            self._stage(works) as show,
+            shown_stage(self.emit, _STAGE, len(works), "passages") as done,
         ):
-            trainer = TTTTrainer(
-                recipe=replace(self.recipe.lora, dropout=0.0),
-                passage_copies=self.recipe.passage_copies,
-                loss_on=self.recipe.loss_on,
-                seed=self.config.seed,
-            )
-            trials = CandidateTrials(
-                executor, trainer, reward, self.model.count_tokens, self._settings(self.config)
-            )
+            trials = candidate_trials(self.config, self.model, self.recipe, executor, settings)
+            emit = counting_trials(self.emit, lambda _: None)
             for one in trials.run(
-                works, records, baselines, emit=show, should_stop=self.should_stop
+                works, records, baselines, emit=emit, should_stop=self.should_stop
             ):
                 tried.append(one)
-                show(StageProgress(_STAGE, len(tried)))
-        judged, _ = decide(tried, reward, self.config.restem.threshold)
+                done(len(tried))
+        judged, _ = decide(tried, trials.reward, self.config.restem.threshold)
         return dict(held_out_of(judged).passages)
-
-    @contextmanager
-    def _stage(self, works: Sequence[Work]) -> Iterator[Emit]:
-        """Shows a stage while a block runs; gives what to emit with, without stages of trials."""
-        began = time.monotonic()
-        self.emit(StageStarted(_STAGE, len(works), "passages"))
-
-        def show(event: Event) -> None:
-            if isinstance(event, StageStarted | StageProgress | StageFinished):
-                if event.stage == _STAGE:
-                    self.emit(event)
-            else:
-                self.emit(event)
-
-        yield show
-        self.emit(StageFinished(_STAGE, time.monotonic() - began))
 
     def _settings(self, config: Config) -> TrialSettings:
         return settings_of(config, recipe_for(config, self.model)).trials

@@ -62,7 +62,8 @@ class Transport(Protocol):
     def receive(self, timeout: float) -> list[tuple[int, Report]]:
         """What has come in from the workers that run; waits `timeout` seconds for the first.
 
-        A worker that is gone is reported as `Lost`, after all that it said before.
+        A worker that is gone is reported as `Lost`, after all that it said before and that
+        arrived.
         """
         ...
 

@@ -117,6 +117,11 @@ class _Running:
 class RayTransport:
     """A `pool.Transport` over Ray actors.
 
+    With an actor goes what it has said and what has not arrived here, unlike with a process, whose
+    pipe outlives it. So not only the trials that it was at are run once more, but also those whose
+    outcomes were on the way: of all the batches that it had (`dispatch.DEPTH`) at most. That costs
+    time and changes no outcome.
+
     Args:
         factory: From `worker.pack_factory`.
         needs: How many actors, and of what size.

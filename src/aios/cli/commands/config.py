@@ -11,7 +11,8 @@ from aios.cli.lazy import Entry, LazyGroup
 from aios.cli.options import Command, Common, common_options, load, user_config_file
 
 if TYPE_CHECKING:
-    from aios.core.config.loader import Explanation, LoadedConfig
+    from aios.core.config.explanation import Explanation
+    from aios.core.config.loader import LoadedConfig
     from aios.core.config.schemas import Config
 
 _HERE = "aios.cli.commands.config"
@@ -49,7 +50,7 @@ def show(common: Common, key: str | None) -> None:
     The output is a config file: save it, change it, and give it back by --config.
     """
     from aios.cli.rendering import write_json, write_text
-    from aios.core.config.loader import explain as explain_key
+    from aios.core.config.explanation import explain as explain_key
 
     loaded = load(common)
     plain: Any = loaded.config.model_dump(mode="json")
@@ -82,7 +83,7 @@ def show(common: Common, key: str | None) -> None:
 def explain(common: Common, key: str) -> None:
     """Say what a setting is, what it takes, its value, and where value and default come from."""
     from aios.cli.rendering import to_json, write_facts, write_json, write_table
-    from aios.core.config.loader import explain as explain_key
+    from aios.core.config.explanation import explain as explain_key
 
     loaded = load(common)
     found = explain_key(loaded, key)

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from aios.app.generate import GenerateReport
     from aios.app.generation_plan import GeneratePlan
     from aios.core.estimates import Estimate
-    from aios.core.seal.self_edit_generator import PassageEdits
+    from aios.core.seal.passage_edits import PassageEdits
 
 ENTRIES = {
     "generate": Entry("aios.cli.commands.seal:generate", "Write self-edits of passages to a file."),

@@ -25,7 +25,8 @@ from aios.cli.options import (
     common_options,
     load,
     original_args,
-    size_value,
+    parse_size,
+    parsed_by,
 )
 from aios.core.errors import UsageError
 
@@ -126,7 +127,7 @@ def _age_value(ctx: click.Context, param: click.Parameter, value: str | None) ->
 )
 @click.option(
     "--max-size",
-    callback=size_value,
+    callback=parsed_by(parse_size),
     metavar="SIZE",
     help="What may stay, e.g. 500MB, 5GB or 1.5GiB; seal.max_cache_size_gb by default.",
 )

@@ -13,16 +13,16 @@ import click
 
 from aios.cli.commands.seal import model_option
 from aios.cli.lazy import Entry, LazyGroup
-from aios.cli.options import (
-    INPUT_FILE,
-    Command,
-    Common,
-    common_options,
-    config_option,
-    load,
-    original_args,
+from aios.cli.options import Command, Common, common_options, config_option, load
+from aios.cli.restem_options import (
+    dataset_option,
+    executor_option,
+    iterations_option,
+    resume_option,
+    run_folder_option,
+    verbose_option,
+    workers_option,
 )
-from aios.core.events import Event, RunStarted
 
 if TYPE_CHECKING:
     from aios.app.restem.job import ReSTEMReport
@@ -60,21 +60,14 @@ def restem() -> None:
         "aios seal restem optimize --dataset passages.jsonl --resume RUN",
     ),
 )
-@click.option(
-    "--dataset",
-    "--input",
-    "dataset",
-    type=INPUT_FILE,
-    required=True,
-    help="The file of passages, with questions about them.",
-)
+@dataset_option
 @click.option(
     "--output-generator",
     type=click.Path(file_okay=False, path_type=Path),
     metavar="DIR",
     help="Folder of the best generator; without it, it stays in the run directory.",
 )
-@config_option("--iterations", "seal.restem_iterations", int, metavar="N", help="Rounds.")
+@iterations_option
 @config_option(
     "--batch-size", "seal.restem_batch_size", int, metavar="N", help="Passages in a round."
 )
@@ -91,24 +84,12 @@ def restem() -> None:
     metavar="A,B",
     help="Strategies among which candidates are divided; auto for the model's measured ones.",
 )
-@config_option(
-    "--executor",
-    "restem.executor",
-    click.Choice(["serial", "processes", "ray"]),
-    help="Where trials are run: in this process, in several, or on a Ray cluster.",
-)
-@config_option("--workers", "restem.workers", int, metavar="N", help="Workers of the executor.")
+@executor_option
+@workers_option
 @model_option
-@click.option(
-    "--run-dir",
-    type=click.Path(path_type=Path),
-    metavar="DIR",
-    help="Folder of the new run, below the artifacts by default.",
-)
-@click.option(
-    "--resume", metavar="RUN", help="Go on with this run: its folder, or its name in the artifacts."
-)
-@click.option("--verbose", is_flag=True, help="A line for each evaluation.")
+@run_folder_option("--run-dir")
+@resume_option
+@verbose_option
 @click.option("--dry-run", is_flag=True, help="Read the data and show the plan; train nothing.")
 @common_options
 def optimize(
@@ -159,28 +140,12 @@ def _run(
     verbose: bool,
 ) -> ReSTEMReport:
     from aios.app.restem.job import optimize as run_rounds
-    from aios.cli.interrupts import resume_line, stop_on_signals
-    from aios.cli.progress import show_progress
+    from aios.cli.resumable import resumable_run
 
-    runs: list[str] = []  # ids, as their RunStarted events tell them
-
-    def going_on() -> str:
-        where = run_dir or (config.paths.artifacts / "runs" / runs[0] if runs else None)
-        if where is None:
-            return ""
-        drop = ["--resume=", "--run-dir="]
-        return resume_line(original_args(), drop=drop, add=["--resume", str(where)])
-
-    with (
-        show_progress(quiet=common.quiet, verbose=verbose) as show,
-        stop_on_signals(going_on) as should_stop,
+    with resumable_run(common, config, run_dir, place="--run-dir", verbose=verbose) as (
+        emit,
+        should_stop,
     ):
-
-        def emit(event: Event) -> None:
-            if isinstance(event, RunStarted):
-                runs.append(event.run)
-            show(event)
-
         return run_rounds(
             config,
             dataset,

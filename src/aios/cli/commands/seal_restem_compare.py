@@ -2,25 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from aios.cli.commands.seal import model_option
-from aios.cli.options import (
-    INPUT_FILE,
-    Command,
-    Common,
-    common_options,
-    config_option,
-    load,
-    original_args,
+from aios.cli.options import INPUT_FILE, Command, Common, common_options, config_option, load
+from aios.cli.restem_options import (
+    executor_option,
+    resume_option,
+    run_folder_option,
+    verbose_option,
+    workers_option,
 )
-from aios.core.events import Event, RunStarted
-from aios.core.protocols import Emit, ShouldStop
 
 if TYPE_CHECKING:
     from aios.app.restem.compare import ComparisonReport
@@ -86,24 +82,12 @@ _METRICS = {
     metavar="A,B",
     help="Strategies to write by; auto for those that the generators were optimised under.",
 )
-@config_option(
-    "--executor",
-    "restem.executor",
-    click.Choice(["serial", "processes", "ray"]),
-    help="Where trials are run: in this process, in several, or on a Ray cluster.",
-)
-@config_option("--workers", "restem.workers", int, metavar="N", help="Workers of the executor.")
+@executor_option
+@workers_option
 @model_option
-@click.option(
-    "--output",
-    type=click.Path(path_type=Path),
-    metavar="DIR",
-    help="Folder of the new run, below the artifacts by default.",
-)
-@click.option(
-    "--resume", metavar="RUN", help="Go on with this run: its folder, or its name in the artifacts."
-)
-@click.option("--verbose", is_flag=True, help="A line for each evaluation.")
+@run_folder_option("--output")
+@resume_option
+@verbose_option
 @click.option("--dry-run", is_flag=True, help="Read the data and count the work; try nothing.")
 @common_options
 def compare(
@@ -137,9 +121,13 @@ def compare(
         _show_plan(common, config, first, optimized, dataset, seeds, candidates)
         return
     from aios.app.restem.compare import compare_generators, find_comparison
+    from aios.cli.resumable import resumable_run
 
     folder = find_comparison(config, resume) if resume else output
-    with _signals_and_progress(common, config, folder, verbose) as (emit, should_stop):
+    with resumable_run(common, config, folder, place="--output", verbose=verbose) as (
+        emit,
+        should_stop,
+    ):
         report = compare_generators(
             config,
             first,
@@ -153,36 +141,6 @@ def compare(
             should_stop=should_stop,
         )
     _show(common, report)
-
-
-@contextmanager
-def _signals_and_progress(
-    common: Common, config: Config, folder: Path | None, verbose: bool
-) -> Iterator[tuple[Emit, ShouldStop]]:
-    """Shows events; Ctrl-C stops, with the line to go on with."""
-    from aios.cli.interrupts import resume_line, stop_on_signals
-    from aios.cli.progress import show_progress
-
-    runs: list[str] = []  # ids, as their RunStarted events tell them
-
-    def going_on() -> str:
-        where = folder or (config.paths.artifacts / "runs" / runs[0] if runs else None)
-        if where is None:
-            return ""
-        drop = ["--resume=", "--output="]
-        return resume_line(original_args(), drop=drop, add=["--resume", str(where)])
-
-    with (
-        show_progress(quiet=common.quiet, verbose=verbose) as show,
-        stop_on_signals(going_on) as should_stop,
-    ):
-
-        def emit(event: Event) -> None:
-            if isinstance(event, RunStarted):
-                runs.append(event.run)
-            show(event)
-
-        yield emit, should_stop
 
 
 def _show(common: Common, report: ComparisonReport) -> None:

@@ -9,7 +9,16 @@ from typing import TYPE_CHECKING
 import click
 
 from aios.cli.commands.seal import model_option
-from aios.cli.options import INPUT_FILE, Command, Common, common_options, config_option, load
+from aios.cli.options import (
+    INPUT_FILE,
+    Command,
+    Common,
+    common_options,
+    config_option,
+    load,
+    parsed_by,
+)
+from aios.cli.restem_options import PASSAGES_HELP, iterations_option
 
 if TYPE_CHECKING:
     from aios.app.restem.estimate import RestemEstimateReport
@@ -72,31 +81,6 @@ def parse_parameters(text: str) -> int:
     return count
 
 
-def _budget(
-    ctx: click.Context, param: click.Parameter, value: str | None
-) -> tuple[float | None, float | None]:
-    try:
-        return (None, None) if value is None else parse_budget(value)
-    except ValueError as error:
-        raise click.BadParameter(str(error), ctx, param) from error
-
-
-def _price(
-    ctx: click.Context, param: click.Parameter, value: str | None
-) -> tuple[float, float] | None:
-    try:
-        return None if value is None else parse_price(value)
-    except ValueError as error:
-        raise click.BadParameter(str(error), ctx, param) from error
-
-
-def _parameters(ctx: click.Context, param: click.Parameter, value: str | None) -> int | None:
-    try:
-        return None if value is None else parse_parameters(value)
-    except ValueError as error:
-        raise click.BadParameter(str(error), ctx, param) from error
-
-
 @click.command(
     "estimate",
     cls=Command,
@@ -106,7 +90,7 @@ def _parameters(ctx: click.Context, param: click.Parameter, value: str | None) -
         "aios seal restem estimate --passages 100 --gpu L4 --model-parameters 1B",
     ),
 )
-@click.option("--dataset", type=INPUT_FILE, help="The file of passages, with questions about them.")
+@click.option("--dataset", type=INPUT_FILE, help=PASSAGES_HELP)
 @click.option(
     "--passages",
     type=click.IntRange(min=1),
@@ -121,7 +105,7 @@ def _parameters(ctx: click.Context, param: click.Parameter, value: str | None) -
     metavar="T",
     help="Their length, with --passages.",
 )
-@config_option("--iterations", "seal.restem_iterations", int, metavar="N", help="Rounds.")
+@iterations_option
 @config_option(
     "--batch-size", "seal.restem_batch_size", int, metavar="N", help="Passages of a round."
 )
@@ -141,13 +125,13 @@ def _parameters(ctx: click.Context, param: click.Parameter, value: str | None) -
 @click.option(
     "--model-parameters",
     metavar="N",
-    callback=_parameters,
+    callback=parsed_by(parse_parameters),
     help="With --gpu: the model's size, such as 7B, where the model is not here.",
 )
 @click.option(
     "--price-per-hour",
     metavar="X",
-    callback=_price,
+    callback=parsed_by(parse_price),
     help="Price of the machine in USD, or its range, such as 1.50-3.",
 )
 @click.option(
@@ -160,7 +144,7 @@ def _parameters(ctx: click.Context, param: click.Parameter, value: str | None) -
 @click.option(
     "--budget",
     metavar="B",
-    callback=_budget,
+    callback=parsed_by(parse_budget),
     help="Say what to lower so that it takes at most so long or so much: 30m, 2h, 20usd.",
 )
 @common_options
@@ -174,7 +158,7 @@ def estimate(
     price_per_hour: tuple[float, float] | None,
     probe: bool,
     expert: bool,
-    budget: tuple[float | None, float | None],
+    budget: tuple[float | None, float | None] | None,
 ) -> None:
     """Tell time, memory and cost of a ReST-EM run beforehand. Nothing is kept.
 
@@ -193,6 +177,7 @@ def estimate(
     if price_per_hour is not None:
         low, high = price_per_hour
         price = Span(low, (low + high) / 2, high)
+    hours, money = budget or (None, None)
     with show_progress(quiet=common.quiet) as emit:
         report = estimate_restem(
             config,
@@ -202,8 +187,8 @@ def estimate(
             gpu=gpu,
             price_per_hour=price,
             probe=probe,
-            budget_hours=budget[0],
-            budget_money=budget[1],
+            budget_hours=hours,
+            budget_money=money,
             model_parameters=model_parameters,
             expert=expert,
             emit=emit,

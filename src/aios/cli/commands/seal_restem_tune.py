@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 import click
 
 from aios.cli.commands.seal import model_option
-from aios.cli.options import INPUT_FILE, Command, Common, common_options, load, original_args
+from aios.cli.options import Command, Common, common_options, load, original_args, parsed_by
+from aios.cli.restem_options import dataset_option, verbose_option
 
 if TYPE_CHECKING:
     from aios.app.restem.tune import TuneReport
@@ -32,13 +33,6 @@ def parse_time(text: str) -> float:
     return seconds
 
 
-def _time(ctx: click.Context, param: click.Parameter, value: str | None) -> float | None:
-    try:
-        return None if value is None else parse_time(value)
-    except ValueError as error:
-        raise click.BadParameter(str(error), ctx, param) from error
-
-
 @click.command(
     "tune",
     cls=Command,
@@ -48,14 +42,7 @@ def _time(ctx: click.Context, param: click.Parameter, value: str | None) -> floa
         "aios seal restem tune --dataset passages.jsonl --output tuning --resume",
     ),
 )
-@click.option(
-    "--dataset",
-    "--input",
-    "dataset",
-    type=INPUT_FILE,
-    required=True,
-    help="The file of passages, with questions about them.",
-)
+@dataset_option
 @click.option(
     "--output",
     type=click.Path(path_type=Path),
@@ -87,7 +74,7 @@ def _time(ctx: click.Context, param: click.Parameter, value: str | None) -> floa
 @click.option(
     "--timeout",
     metavar="T",
-    callback=_time,
+    callback=parsed_by(parse_time),
     help="Stop after so long, e.g. 30m or 2h; --resume goes on.",
 )
 @click.option(
@@ -100,7 +87,7 @@ def _time(ctx: click.Context, param: click.Parameter, value: str | None) -> floa
 )
 @model_option
 @click.option("--resume", is_flag=True, help="Go on with the tuning in that folder.")
-@click.option("--verbose", is_flag=True, help="A line for each evaluation.")
+@verbose_option
 @click.option("--dry-run", is_flag=True, help="Count the work; train nothing.")
 @common_options
 def tune(

@@ -55,31 +55,6 @@ class LoadedConfig:
 
 
 @dataclass(frozen=True, slots=True)
-class Explanation:
-    """What is known about a key.
-
-    Attributes:
-        key: The key, dotted.
-        value: Its value now, as plain data; for a section, those of all its keys.
-        source: Where that value came from; empty for a section.
-        default: Its default; None for a section.
-        allowed: Its type, range or choices.
-        description: What it is.
-        default_source: Where the default comes from (the comment in ``config/default.yaml``).
-        children: For a section, its keys.
-    """
-
-    key: str
-    value: Any
-    source: str
-    default: Any
-    allowed: str
-    description: str
-    default_source: str
-    children: tuple[Explanation, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
 class _Value:
     """A value given for a key, by whom, and in which layer."""
 
@@ -381,40 +356,6 @@ def _notes(config: Config, sources: Mapping[str, str]) -> Iterator[str]:
             f"{keys.LENGTHS} (now {seal.max_new_tokens}), so edits may be written "
             f"that are longer than the {seal.max_length} tokens kept"
         )
-
-
-def explain(loaded: LoadedConfig, dotted: str) -> Explanation:
-    """Says what a key is, what it takes, its value and where value and default come from.
-
-    Raises:
-        ConfigError: No such key; the message names close ones.
-    """
-    path = keys.split(dotted)
-    key = keys.find(path)
-    plain = loaded.config.model_dump(mode="json")
-    value: Any = plain
-    for name in path:
-        value = value.get(name) if isinstance(value, dict) else None
-    if key is None or (value is None and key.path[0] == "recipes"):
-        recipes = f"recipes has: {', '.join(loaded.config.recipes)}"
-        advice = keys.advice(path) if key is None else recipes
-        raise ConfigError(f"config: {dotted}: no such key; {advice}")
-    defaults = read_defaults()
-    default: Any = defaults.value
-    for name in path:
-        default = default.get(name) if isinstance(default, dict) else None
-    return Explanation(
-        key=dotted,
-        value=value,
-        source="" if key.section else loaded.sources.get(dotted, DEFAULT),
-        default=None if key.section else default,
-        allowed=key.allowed,
-        description=key.description,
-        default_source=defaults.comments.get(path, ""),
-        children=tuple(explain(loaded, f"{dotted}.{name}") for name in value)
-        if key.section
-        else (),
-    )
 
 
 def json_schema() -> dict[str, Any]:

@@ -6,7 +6,7 @@ they are, the user's ``training`` section with null for "from the recipe".
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import (
     AfterValidator,
@@ -21,6 +21,8 @@ from pydantic import (
 from aios.core.errors import UsageError
 from aios.core.seal.prompt_templates import AUTO
 from aios.core.seal.strategy_mix import MAX_EDITS, mix_edits, parse_mix
+
+_T = TypeVar("_T")
 
 DEFAULT_RECIPE = "default"
 LossOn = Literal["all", "answer"]
@@ -37,6 +39,15 @@ def _check_mix(value: str) -> str:
     except UsageError as error:
         raise ValueError(f"{error.message}; {error.remedy}") from error
     return value
+
+
+def auto_is_null(value: _T) -> _T | None:
+    """None in place of ``auto``, where null means "from the recipe"."""
+    return None if value == AUTO else value
+
+
+def _switch(value: object) -> object:
+    return bool(value) if type(value) is int and value in (0, 1) else value
 
 
 def to_tuple(value: object) -> object:
@@ -63,6 +74,7 @@ def check_arms(names: tuple[str, ...]) -> tuple[str, ...]:
     return names
 
 
+Switch = Annotated[bool, BeforeValidator(_switch)]  # 0 and 1 are taken too
 Strategy = Annotated[str, AfterValidator(_check_mix)]
 NumEdits = Annotated[
     int, Field(ge=1, le=MAX_EDITS, description="Self-edits made from each passage")

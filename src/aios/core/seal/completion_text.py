@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections.abc import Callable
+from functools import lru_cache
 
 from aios.core.types import FinishReason
 
@@ -42,6 +43,7 @@ _ELLIPSIS = re.compile(r"(?:\.{2,}|…)\s*$")
 _SENTENCE_END = re.compile(r"[.!?\u3002\uff01\uff1f][\"'”\u2019»)\]]*(?=\s|$)|[\u3002\uff01\uff1f]")
 
 
+@lru_cache(maxsize=32)  # an item is asked for by one signal after the other
 def normalise(text: str) -> str:
     """Words in lower case with single spaces and no punctuation, for comparison."""
     folded = unicodedata.normalize("NFKC", text).casefold()

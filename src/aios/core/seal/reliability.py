@@ -25,6 +25,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import combinations
 from typing import TypeVar
 
@@ -375,9 +376,15 @@ def _correct_picks(icc_mean: float, sizes: Sequence[int]) -> float:
     icc = min(max(icc_mean, 0.0), 1.0)
     shares = {}
     for size in set(sizes):
-        rng = np.random.default_rng(size)
-        true = rng.standard_normal((_SIMULATED_CHOICES, size))
-        noise = rng.standard_normal((_SIMULATED_CHOICES, size))
+        true, noise = _simulated(size)
         seen = math.sqrt(icc) * true + math.sqrt(1 - icc) * noise
         shares[size] = float((seen.argmax(axis=1) == true.argmax(axis=1)).mean())
     return sum(shares[size] for size in sizes) / len(sizes)
+
+
+@lru_cache(maxsize=4)
+def _simulated(size: int) -> tuple[FloatArray, FloatArray]:
+    """True rewards and noise of groups of `size` candidates, ``[_SIMULATED_CHOICES, size]``."""
+    rng = np.random.default_rng(size)
+    shape = (_SIMULATED_CHOICES, size)
+    return rng.standard_normal(shape), rng.standard_normal(shape)

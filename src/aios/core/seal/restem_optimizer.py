@@ -22,21 +22,13 @@ Deviations from both:
 
 from __future__ import annotations
 
-import random
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 
 from aios.core.errors import StorageError, UsageError
-from aios.core.events import (
-    Event,
-    Notice,
-    RoundFinished,
-    StageFinished,
-    StageProgress,
-    StageStarted,
-)
+from aios.core.events import Notice, RoundFinished
 from aios.core.protocols import (
     AdapterTrainer,
     Emit,
@@ -50,7 +42,14 @@ from aios.core.restem import HeldOut, ReSTEMState, RoundReport, TriedPassage
 from aios.core.seal.candidate_trials import CandidateTrials, decide
 from aios.core.seal.format_choice import deal, even_shares, next_shares
 from aios.core.seal.policy_examples import policy_examples
-from aios.core.seal.restem_rules import Laps, ReSTEMSettings, best_round, check_passages
+from aios.core.seal.restem_rules import (
+    Laps,
+    ReSTEMSettings,
+    best_round,
+    check_passages,
+    passages_of_round,
+    why_stop,
+)
 from aios.core.seal.restem_store import RoundStore, UnrecordedRounds
 from aios.core.seal.reward import RewardFunction
 from aios.core.seal.round_report import (
@@ -58,17 +57,16 @@ from aios.core.seal.round_report import (
     Proposed,
     candidate_event,
     describe_round,
+    few_left,
     held_out_of,
     round_report,
 )
 from aios.core.seal.selection import choose
 from aios.core.seal.self_edit_generator import SelfEditGenerator
 from aios.core.seal.test_time_training import TTTTrainer
-from aios.core.seal.trial_batch import Work
 from aios.core.seeds import derive
+from aios.core.stages import counting_trials, shown_stage
 from aios.core.types import AdapterRef, Passage, TrainingJob, TrainingResult
-
-TRIALS = "trials"  # the stage that benches show their trials by
 
 
 class ReSTEMOptimizer:
@@ -181,7 +179,7 @@ class ReSTEMOptimizer:
             The state with this round, committed.
         """
         number = state.next_round
-        passages_P = self._passages_of(number, passages)
+        passages_P = passages_of_round(number, passages, self.batch_size, self.settings.seed)
         laps = Laps()
         # E-step: the current generator writes candidates, and trials say what they are worth.
         with self._policy(state, store) as policy:
@@ -214,14 +212,6 @@ class ReSTEMOptimizer:
         return self._commit(state, measured, store)
 
     # ------------------------------------------------------------ E-step
-
-    def _passages_of(self, number: int, passages: Sequence[Passage]) -> list[Passage]:
-        """The passages of a round: the next in a random order of all, begun anew at its end."""
-        order = list(passages)
-        random.Random(derive(self.settings.seed, "passages")).shuffle(order)
-        wanted = min(self.batch_size, len(order))
-        first = (number - 1) * wanted
-        return [order[(first + i) % len(order)] for i in range(wanted)]
 
     @contextmanager
     def _policy(self, state: ReSTEMState, store: RoundStore) -> Iterator[LanguageModel]:
@@ -266,9 +256,9 @@ class ReSTEMOptimizer:
         plan = deal(shares, [passage.id for passage in passages], count, seed)
         writer = self.generator.with_plan(policy, seed, self.strategies, plan)
         results = []
-        name = f"rounds/{number}/{part}"
-        with self._stage(None if held_out else f"round {number}: write", passages) as done:
-            for result in store.write(writer, passages, name):
+        show = ignore if held_out else self.emit
+        with shown_stage(show, f"round {number}: write", len(passages), "passages") as done:
+            for result in store.write(writer, passages, f"rounds/{number}/{part}"):
                 results.append(result)
                 done(len(results))
         return Proposed(tuple(results), plan)
@@ -277,56 +267,27 @@ class ReSTEMOptimizer:
         self, proposed: Proposed, number: int, store: RoundStore, held_out: bool = False
     ) -> list[TriedPassage]:
         """Runs the trials of all candidates."""
-        works = [
-            Work(
-                r.passage,
-                tuple(edit for edit in r.kept if edit.text.strip()),
-                proposed.asked_of(r.passage.id),
-                proposed.unwritten(r),
-            )
-            for r in proposed.results
-        ]
+        works = proposed.works()
+        notice = None if held_out else few_left(works, self.generator.sampling.temperature)
+        if notice is not None:
+            self.emit(notice)
         part = "held_out" if held_out else "candidates"
         stage = f"round {number}: " + ("held-out" if held_out else "try")
         tried: list[TriedPassage] = []
         with (
-            self._stage(stage, works) as done,
+            shown_stage(self.emit, stage, len(works), "passages") as done,
             store.records(f"rounds/{number}/{part}") as records,
             store.records("baselines") as baselines,
         ):
-            before = trials = 0.0  # of the executor's calls before this one; and with this one's
-
-            def progress(event: Event) -> None:
-                """A trial's progress is the round's; all else is passed on."""
-                nonlocal before, trials
-                if isinstance(event, StageProgress):
-                    if event.stage == TRIALS:
-                        trials = before + event.done
-                    done(len(tried), f"{trials:.0f} trials")
-                elif isinstance(event, StageStarted):
-                    before = trials
-                elif not isinstance(event, StageFinished):
-                    self.emit(event)
-
+            emit = counting_trials(self.emit, lambda n: done(len(tried), f"{n:.0f} trials"))
             for passage in self.trials.run(
-                works, records, baselines, emit=progress, should_stop=self.should_stop
+                works, records, baselines, emit=emit, should_stop=self.should_stop
             ):
                 tried.append(passage)
                 for one in passage.candidates:
                     self.emit(candidate_event(number, held_out, passage, one))
                 done(len(tried))
         return tried
-
-    @contextmanager
-    def _stage(self, name: str | None, work: Sequence[object]) -> Iterator[Callable[..., None]]:
-        """Shows a stage while a block runs; gives what to call with the units done, and a note."""
-        if name is None:
-            yield lambda count, note="": None
-            return
-        stage, began = name, time.monotonic()
-        self.emit(StageStarted(stage, len(work), "passages"))
-        yield lambda count, note="": self.emit(StageProgress(stage, count, note))
-        self.emit(StageFinished(stage, time.monotonic() - began))
 
     def _next_shares(
         self, proposed: Proposed, tried: Sequence[TriedPassage], shares: Mapping[str, float]
@@ -419,21 +380,11 @@ class ReSTEMOptimizer:
             report = replace(report, generator=last.generator, digest=last.digest)
         after = state.with_round(report, shares=measured.next_shares)
         best = best_round(after)
-        return self._announce(replace(after, best=best, stopped=self._why_stop(after, best)), store)
+        stopped = why_stop(after, best, self.settings.patience, self.num_iterations)
+        return self._announce(replace(after, best=best, stopped=stopped), store)
 
     def _announce(self, state: ReSTEMState, store: RoundStore) -> ReSTEMState:
         store.commit(state)
         report = state.rounds[-1]
         self.emit(RoundFinished(report.number, describe_round(report), asdict(report)))
         return state
-
-    def _why_stop(self, state: ReSTEMState, best: int) -> str:
-        """Why no further round follows, or nothing."""
-        report, patience = state.rounds[-1], self.settings.patience
-        if not report.kept:
-            return f"no self-edit of round {report.number} was good enough to learn from"
-        if patience and report.held_out is not None and report.number - best >= patience:
-            return f"the held-out passages gained nothing more after round {best}"
-        if report.number >= self.num_iterations:
-            return f"all {self.num_iterations} rounds are done"
-        return ""

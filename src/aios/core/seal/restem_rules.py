@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -11,6 +12,7 @@ from aios.core.errors import DataError
 from aios.core.restem import ReSTEMState
 from aios.core.seal.candidate_trials import TrialSettings
 from aios.core.seal.reward import Threshold
+from aios.core.seeds import derive
 from aios.core.types import LoraRecipe, Passage
 
 SFT_RECIPE = LoraRecipe(rank=64, alpha=128, learning_rate=3e-4, epochs=2, batch_size=8)
@@ -47,6 +49,17 @@ class ReSTEMSettings:
     seed: int = 0
 
 
+def passages_of_round(
+    number: int, passages: Sequence[Passage], batch_size: int, seed: int
+) -> list[Passage]:
+    """The passages of a round: the next in a random order of all, begun anew at its end."""
+    order = list(passages)
+    random.Random(derive(seed, "passages")).shuffle(order)
+    wanted = min(batch_size, len(order))
+    first = (number - 1) * wanted
+    return [order[(first + i) % len(order)] for i in range(wanted)]
+
+
 def best_round(state: ReSTEMState) -> int:
     """The round whose generator is best on held-out passages; the last where there are none."""
     means = {
@@ -57,6 +70,25 @@ def best_round(state: ReSTEMState) -> int:
     if not means:
         return state.rounds[-1].number
     return max(means, key=lambda number: (means[number], -number))
+
+
+def why_stop(state: ReSTEMState, best: int, patience: int, rounds: int) -> str:
+    """Why no further round follows, or nothing.
+
+    Args:
+        state: The rounds that are done.
+        best: The round of the best generator.
+        patience: Rounds without gain on held-out passages after which it stops; 0: never.
+        rounds: Rounds at most.
+    """
+    report = state.rounds[-1]
+    if not report.kept:
+        return f"no self-edit of round {report.number} was good enough to learn from"
+    if patience and report.held_out is not None and report.number - best >= patience:
+        return f"the held-out passages gained nothing more after round {best}"
+    if report.number >= rounds:
+        return f"all {rounds} rounds are done"
+    return ""
 
 
 def check_passages(passages: Sequence[Passage], held_out: Sequence[Passage]) -> None:

@@ -14,7 +14,8 @@ from typing import Any, Protocol
 
 from aios.core.restem import ReSTEMState, TriedPassage
 from aios.core.seal.candidate_trials import Records
-from aios.core.seal.self_edit_generator import PassageEdits, SelfEditGenerator
+from aios.core.seal.passage_edits import PassageEdits
+from aios.core.seal.self_edit_generator import SelfEditGenerator
 from aios.core.types import AdapterRef, Passage
 
 

@@ -7,12 +7,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import fmean
 
-from aios.core.events import CandidateTried
+from aios.core.events import CandidateTried, Notice
 from aios.core.restem import Diversity, HeldOut, RoundReport, Tried, TriedPassage
 from aios.core.seal.diversity import measure_diversity
 from aios.core.seal.format_choice import arm_reports
+from aios.core.seal.passage_edits import PassageEdits
 from aios.core.seal.reliability import Reliability
-from aios.core.seal.self_edit_generator import PassageEdits
+from aios.core.seal.trial_batch import Work
 from aios.core.types import Passage, TrainingResult
 
 
@@ -46,6 +47,41 @@ class Proposed:
             return 0
         there = {edit.index for edit in result.kept} | {drop.index for drop in result.drops}
         return self.asked_of(result.passage.id) - len(there)
+
+    def works(self) -> list[Work]:
+        """What is to be tried: the passages, each with those of its self-edits that hold text."""
+        return [
+            Work(
+                result.passage,
+                tuple(edit for edit in result.kept if edit.text.strip()),
+                self.asked_of(result.passage.id),
+                self.unwritten(result),
+            )
+            for result in self.results
+        ]
+
+
+_FEW = 0.25  # of the candidates that were asked for
+_LOW_TEMPERATURE = 0.5
+
+
+def few_left(works: Sequence[Work], temperature: float) -> Notice | None:
+    """What to say where the quality filter left little of what was written; None where it did not.
+
+    Args:
+        works: What is to be tried.
+        temperature: At which it was written.
+    """
+    asked, left = sum(w.asked for w in works), sum(len(w.edits) for w in works)
+    if left >= _FEW * asked:
+        return None
+    text = f"only {left} of {asked} self-edits were left by the quality filter"
+    advice = (
+        f"; at a lower temperature (seal.temperature, now {temperature:g}) more are"
+        if temperature > _LOW_TEMPERATURE
+        else ""
+    )
+    return Notice(text + advice, "warning")
 
 
 @dataclass(frozen=True, slots=True)

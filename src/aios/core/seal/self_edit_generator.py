@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -30,65 +29,15 @@ from aios.core.seal.edit_stream import (
     StreamSettings,
     candidate_seeds,
 )
+from aios.core.seal.passage_edits import Fresh, PassageEdits, Written
 from aios.core.seal.prompts import PromptBuilder
 from aios.core.seal.quality import FilterSettings, QualityFilter
 from aios.core.seal.quality_duplicates import Embedder
 from aios.core.seal.strategies import SelfEditStrategy, guarded_plug_in
 from aios.core.seal.strategy_mix import MixPart, describe_mix, resolve_mix
-from aios.core.types import Completion, Drop, Failure, Passage, SamplingParams, SelfEdit
+from aios.core.types import Completion, Failure, Passage, SamplingParams, SelfEdit
 
 _DEFAULT_CACHE_BYTES = 10 * 10**9
-
-
-@dataclass(frozen=True, slots=True)
-class PassageEdits:
-    """What generation gave for one passage.
-
-    Attributes:
-        passage: The passage.
-        kept: Edits that passed the filter.
-        drops: What did not, with reasons.
-        failure: Why something could not be generated or read, or None.
-        cached: Candidates that came from the cache.
-        generated: Candidates that were made now.
-        tokens: Tokens generated now.
-        seconds: The backend's time for it; passages written at once share it.
-        retries: How often it was tried again.
-    """
-
-    passage: Passage
-    kept: tuple[SelfEdit, ...] = ()
-    drops: tuple[Drop, ...] = ()
-    failure: Failure | None = None
-    cached: int = 0
-    generated: int = 0
-    tokens: int = 0
-    seconds: float = 0.0
-    retries: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class Fresh:
-    """A completion that was generated now, and its place in the cache."""
-
-    key: str
-    completion: Completion
-    strategy: str
-
-
-@dataclass(frozen=True, slots=True)
-class Written:
-    """A finished passage of a stream.
-
-    Attributes:
-        number: Its position among the passages given, from 0.
-        edits: What generation gave for it.
-        fresh: What of it belongs into the cache.
-    """
-
-    number: int
-    edits: PassageEdits
-    fresh: tuple[Fresh, ...] = ()
 
 
 class SelfEditGenerator:

@@ -25,7 +25,8 @@ from aios.core.data.rejects import Reject
 from aios.core.data.splits import check_leakage, split_by_group
 from aios.core.errors import DataError, UsageError
 from aios.core.protocols import LanguageModel
-from aios.core.seal.self_edit_generator import PassageEdits, SelfEditGenerator
+from aios.core.seal.passage_edits import PassageEdits
+from aios.core.seal.self_edit_generator import SelfEditGenerator
 from aios.core.training.examples import augmented_examples, passage_examples, passage_text
 from aios.core.types import Drop, Failure, Passage, ScoreRequest, SelfEdit, TrainExample
 

@@ -1,0 +1,1 @@
+"""Jobs on experts that exist: what the registry has, creating, forgetting, exporting."""

@@ -1,0 +1,106 @@
+"""``aios serve``: hands the resolved config to the server's own program.
+
+The command line and the web never import each other. This command resolves the config, puts it on
+the standard input of ``aios.web``'s program, and becomes that program (`os.execv`): one process,
+so that signals, exit code and supervisor see the server itself.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import click
+
+import aios
+from aios.cli.commands.seal import model_option
+from aios.cli.options import Command, Common, common_options, config_option, load
+from aios.core.errors import UsageError
+
+NEEDED = ("fastapi", "prometheus_client", "uvicorn")
+# The current folder is no place to import from, unlike with `python -m`: whatever lies there is
+# not the program. The package's own folder comes last, for a source tree that is not installed.
+_PROGRAM = """
+import sys
+root = sys.argv.pop(1)
+sys.path[:] = [path for path in sys.path if path]
+sys.path += [root] if root not in sys.path else []
+from aios.web.__main__ import main
+main()
+"""
+
+
+@click.command(
+    "serve",
+    cls=Command,
+    short_help="Serve the experts over an OpenAI-compatible API.",
+    examples=("aios serve", "aios serve --host 0.0.0.0 --token-file token.txt"),
+)
+@config_option("--host", "serve.host", help="Address to listen on.", metavar="ADDRESS")
+@config_option(
+    "--port", "serve.port", click.IntRange(0, 65_535), help="Port; 0 for any free one.", metavar="N"
+)
+@config_option(
+    "--token-file",
+    "serve.token_file",
+    click.Path(exists=True, dir_okay=False),
+    help="File with the token that clients must send.",
+    metavar="FILE",
+)
+@config_option(
+    "--tls-certificate",
+    "serve.tls_certificate",
+    click.Path(exists=True, dir_okay=False),
+    help="Certificate chain (PEM).",
+    metavar="FILE",
+)
+@config_option(
+    "--tls-key",
+    "serve.tls_key",
+    click.Path(exists=True, dir_okay=False),
+    help="Its private key (PEM).",
+    metavar="FILE",
+)
+@model_option
+@common_options
+def serve(common: Common) -> None:
+    """Serve the experts over an OpenAI-compatible API.
+
+    Models are the base model, each active expert, and auto, which picks experts for each message.
+    Any client of the OpenAI API can use them. Without a token the server can be reached from this
+    machine only. Ctrl-C or SIGTERM stops it when the answers in flight are finished.
+    """
+    config = load(common).config
+    missing = [name for name in NEEDED if importlib.util.find_spec(name) is None]
+    if missing:
+        raise UsageError(
+            f"serving needs packages that are not installed: {', '.join(missing)}",
+            "pip install 'aios[web]'",
+        )
+    flags = {"--json": common.json_output, "--quiet": common.quiet, "--debug": common.debug}
+    become_server(config.model_dump_json(), [flag for flag, given in flags.items() if given])
+
+
+def become_server(config: str, flags: Sequence[str]) -> None:
+    """Replaces this process by the server's program; returns only where that fails.
+
+    Args:
+        config: The resolved config as JSON.
+        flags: For the program.
+
+    Raises:
+        OSError: The system cannot start it.
+    """
+    with tempfile.TemporaryFile() as handle:  # has no name: nothing is left of it
+        handle.write(config.encode())
+        handle.flush()
+        handle.seek(0)
+        os.dup2(handle.fileno(), 0)
+    for stream in (sys.stdout, sys.stderr):
+        stream.flush()
+    root = str(Path(aios.__file__).parents[1])
+    os.execv(sys.executable, [sys.executable, "-c", _PROGRAM, root, *flags])
