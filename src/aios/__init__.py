@@ -25,12 +25,14 @@ _EXPORTS = {
     "SelfEditGenerator": "aios.core.seal.self_edit_generator",
     "SelfEditStrategy": "aios.core.seal.strategies",
     "TTTTrainer": "aios.core.seal.test_time_training",
+    "TestTimeAdaptation": "aios.core.seal.test_time_adaptation",
     "TorchLM": "aios.backends.torch_lm",
     "ValidationLossReward": "aios.core.seal.reward",
     "generate_edits": "aios.app.generate",
     "get_strategy": "aios.core.seal.strategies",
     "load_config": "aios.app.api",
     "load_model": "aios.app.api",
+    "open_assistant": "aios.app.assistant",
     "open_executor": "aios.app.api",
     "optimize_generator": "aios.app.api",
     "race": "aios.core.seal.racing",
@@ -47,6 +49,7 @@ if TYPE_CHECKING:
     from aios.app.api import load_model as load_model
     from aios.app.api import open_executor as open_executor
     from aios.app.api import optimize_generator as optimize_generator
+    from aios.app.assistant import open_assistant as open_assistant
     from aios.app.generate import generate_edits as generate_edits
     from aios.app.train_expert import train_expert as train_expert
     from aios.backends.torch_lm import TorchLM as TorchLM
@@ -62,6 +65,7 @@ if TYPE_CHECKING:
     from aios.core.seal.self_edit_generator import SelfEditGenerator as SelfEditGenerator
     from aios.core.seal.strategies import SelfEditStrategy as SelfEditStrategy
     from aios.core.seal.strategies import get_strategy as get_strategy
+    from aios.core.seal.test_time_adaptation import TestTimeAdaptation as TestTimeAdaptation
     from aios.core.seal.test_time_training import TTTTrainer as TTTTrainer
     from aios.core.training.auto_training_orchestrator import (
         AutoTrainingOrchestrator as AutoTrainingOrchestrator,
