@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -395,13 +396,14 @@ def test_a_conversation_at_a_terminal(tmp_path: Path, terminal: Terminal) -> Non
     terminal.write("Where is the mill?\n")
     terminal.wait_for("unknown")
     terminal.wait_for("> ")
-    terminal.write("\x03")
-    time.sleep(0.3)
-    terminal.write("\n")  # a signal that came just before the prompt is seen with what follows
-    terminal.wait_for("Ctrl-C once more")
+    for _ in range(5):  # a signal that comes while the prompt is being set up is not seen
+        terminal.write("\x03")
+        if terminal.shows("Ctrl-C once more", seconds=3.0):
+            break
+    else:
+        raise AssertionError(terminal.seen)
     terminal.write("/save talk.json\n")
     terminal.wait_for("saved as")
-    terminal.write("\x04")
     assert terminal.end() == 0
     assert json.loads((tmp_path / "talk.json").read_text())["messages"][1]["content"] == "unknown"
     history = tmp_path / "state" / "aios" / "chat_history"
@@ -441,20 +443,30 @@ class Terminal:
     def write(self, text: str) -> None:
         os.write(self.side, text.encode())
 
-    def wait_for(self, text: str, seconds: float = 30.0) -> None:
+    def wait_for(self, text: str) -> None:
         """Waits until a text is shown, behind what was waited for before."""
+        assert self.shows(text, seconds=30.0), (text, self.seen)
+
+    def shows(self, text: str, seconds: float) -> bool:
+        """Whether a text is shown in time, behind what was waited for before."""
         deadline = time.monotonic() + seconds
         while (found := self.seen.find(text, self._at)) < 0:
             left = deadline - time.monotonic()
-            assert left > 0, (text, self.seen)
+            if left <= 0:
+                return False
             if select.select([self.side], [], [], left)[0]:
                 self.seen += os.read(self.side, 4096).decode("utf-8", "replace")
         self._at = found + len(text)
+        return True
 
     def end(self, seconds: float = 30.0) -> int:
-        """Reads to the end; the exit code."""
-        deadline = time.monotonic() + seconds
+        """Types Ctrl-D until the program ends, and reads to the end; the exit code."""
+        deadline, again = time.monotonic() + seconds, 0.0
         while self.process.poll() is None and time.monotonic() < deadline:
+            if time.monotonic() >= again:  # what comes while the prompt is set up is not seen
+                with suppress(OSError):
+                    self.write("\x04")
+                again = time.monotonic() + 1.0
             if select.select([self.side], [], [], 0.05)[0]:
                 try:
                     self.seen += os.read(self.side, 4096).decode("utf-8", "replace")
