@@ -495,12 +495,16 @@ def test_without_memory_for_a_prompt_that_text_fails(
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 def test_a_bug_is_told_to_everybody(lm: TorchLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    both_wait = threading.Event()
+
     def step(decoder: Decoder, tokens: Sequence[int]) -> torch.Tensor:
+        both_wait.wait(60)
         raise ZeroDivisionError
 
     writer = TorchWriter(lm, max_concurrent=1)
     monkeypatch.setattr(Decoder, "step", step)
     writings = [writer.submit(ask()) for _ in range(2)]
+    both_wait.set()
     for writing in writings:
         with pytest.raises(RuntimeError, match="bug") as told:
             read(writing)

@@ -10,12 +10,14 @@ import click
 import pytest
 
 from aios.cli.commands.seal_restem_estimate import (
+    _range,
     estimate,
     parse_budget,
     parse_parameters,
     parse_price,
 )
 from aios.core.errors import UsageError
+from aios.core.restem_workload import Span
 from tests.test_app.scripted_jobs import write_passages
 
 Capture = pytest.CaptureFixture[str]
@@ -41,7 +43,12 @@ def test_a_dataset_is_probed_and_the_stages_are_shown(tmp_path: Path, capsys: Ca
     for text in ("propose", "held-out", "speed from", "timed on this machine", "assumed: "):
         assert text in captured.out
     assert "timing trials" in captured.err
-    assert " to " in next(line for line in captured.out.splitlines() if line.startswith("time"))
+    assert any(line.startswith("time") for line in captured.out.splitlines())
+
+
+def test_a_range_is_shown_where_rounding_leaves_one() -> None:
+    assert _range(Span(1.0, 2.0, 3.0), "usd") == "2.00 USD (1.00 USD to 3.00 USD)"
+    assert _range(Span(1.999, 2.0, 2.001), "usd") == "2.00 USD"
 
 
 def test_quiet_says_nothing_on_stderr(capsys: Capture) -> None:
