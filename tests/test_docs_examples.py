@@ -31,6 +31,7 @@ from aios.core.seal.strategies import known_strategies
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = (
     "api/index.md",
+    "api/experts.md",
     "QUICK_START.md",
     "tutorials/SEAL_FIRST_EXPERT.md",
     "tutorials/SEAL_RESTEM_TUTORIAL.md",

@@ -14,10 +14,10 @@ import aios
 
 PUBLIC = """
     AIOSError AccuracyReward AutoTrainingOrchestrator Config Passage PerplexityReward
-    PromptBuilder Question ReSTEMOptimizer SelfEdit SelfEditGenerator SelfEditStrategy
-    TTTTrainer TestTimeAdaptation TorchLM ValidationLossReward generate_edits get_strategy
-    load_config load_model open_assistant open_executor optimize_generator race read_passages
-    run_ab_test train_expert
+    PromptBuilder Question ReSTEMOptimizer SelfEdit SelfEditGenerator SelfEditStrategy TTTTrainer
+    TestTimeAdaptation TorchLM ValidationLossReward create_expert export_expert forget
+    generate_edits get_strategy list_experts load_config load_model open_assistant open_executor
+    optimize_generator race read_passages run_ab_test train_expert
 """.split()
 HEAVY = {"torch", "transformers", "peft", "numpy", "pydantic", "yaml", "click", "rich"}
 

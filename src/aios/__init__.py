@@ -28,8 +28,12 @@ _EXPORTS = {
     "TestTimeAdaptation": "aios.core.seal.test_time_adaptation",
     "TorchLM": "aios.backends.torch_lm",
     "ValidationLossReward": "aios.core.seal.reward",
+    "create_expert": "aios.app.experts.creation",
+    "export_expert": "aios.app.experts.export",
+    "forget": "aios.app.experts.forgetting",
     "generate_edits": "aios.app.generate",
     "get_strategy": "aios.core.seal.strategies",
+    "list_experts": "aios.app.experts.registry",
     "load_config": "aios.app.api",
     "load_model": "aios.app.api",
     "open_assistant": "aios.app.assistant",
@@ -50,6 +54,10 @@ if TYPE_CHECKING:
     from aios.app.api import open_executor as open_executor
     from aios.app.api import optimize_generator as optimize_generator
     from aios.app.assistant import open_assistant as open_assistant
+    from aios.app.experts.creation import create_expert as create_expert
+    from aios.app.experts.export import export_expert as export_expert
+    from aios.app.experts.forgetting import forget as forget
+    from aios.app.experts.registry import list_experts as list_experts
     from aios.app.generate import generate_edits as generate_edits
     from aios.app.train_expert import train_expert as train_expert
     from aios.backends.torch_lm import TorchLM as TorchLM

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from aios.app.adaptation import UNDO_STEPS, SessionAdapters
+from aios.app.adaptation_counts import AdaptationCounts
 from aios.backends.scripted import ScriptedModel
 from aios.backends.scripted_serving import ScriptedWriter
 from aios.backends.scripted_trials import ScriptedTrialBench
@@ -22,6 +23,7 @@ from aios.core.errors import OutOfMemoryError, StorageError, UnknownStrategyErro
 from aios.core.events import Event, Notice
 from aios.core.protocols import TemporaryExpert
 from aios.core.seal.adaptation_guard import mean_loss
+from aios.core.seal.test_time_adaptation import TestTimeAdaptation
 from aios.core.serving import Part, WriteRequest
 from aios.core.trials import TrialJob
 from aios.core.types import AdapterRef, LoraRecipe, ScoreRequest, TrainExample
@@ -139,6 +141,7 @@ def test_adaptations_build_on_each_other_and_can_be_taken_back() -> None:
         assert adapters.parts("a", ()) == ()
         assert not adapters.undo("a")
         assert not adapters.undo("nobody")
+        assert adapters.counts() == AdaptationCounts(kept=2, undone=2)
 
 
 def test_so_many_adaptations_can_be_taken_back() -> None:
@@ -289,6 +292,7 @@ def test_a_failed_training_is_recorded_and_leaves_the_adapter_before(
         assert "no memory left" in adapters.history("a")[-1].reason
         note(adapters, "a", RUFUS, LOCKER)  # it is tried again
         assert adapters.history("a")[-1].kept
+        assert adapters.counts() == AdaptationCounts(kept=2, failed=1)
 
 
 def test_an_expert_that_cannot_be_read_is_told_of(tmp_path: Path) -> None:
@@ -297,8 +301,31 @@ def test_an_expert_that_cannot_be_read_is_told_of(tmp_path: Path) -> None:
     with sessions(emit=events.append) as adapters:
         note(adapters, "a", RUFUS, chosen=[("gone", gone)])
         assert any(isinstance(e, Notice) and e.level == "warning" for e in events)
+        assert adapters.counts() == AdaptationCounts(failed=1)
         note(adapters, "a", RUFUS)
         own(adapters, "a")
+
+
+def test_an_adaptation_that_does_harm_is_counted_as_dropped(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(TestTimeAdaptation, "_harm", lambda *_: "a loss rose")
+    with sessions() as adapters:
+        note(adapters, "a", RUFUS)
+        note(adapters, "a", "Hello!")  # nothing to learn: nothing to count
+        assert adapters.parts("a", ()) == ()
+        assert adapters.counts() == AdaptationCounts(dropped=1)
+
+
+def test_the_counts_outlive_the_sessions() -> None:
+    with sessions(settings=config(max_sessions=1)) as adapters:
+        note(adapters, "a", RUFUS)
+        note(adapters, "b", LOCKER)
+        adapters.forget("b")
+        seen = adapters.counts()
+        assert seen == AdaptationCounts(kept=2)
+        note(adapters, "c", LOCKER)
+        assert seen.kept == 2  # what was given is a copy
 
 
 # ------------------------------------------------------------ waiting
@@ -350,6 +377,7 @@ def test_what_is_being_learned_is_dropped_when_it_is_no_longer_wanted(
         go_on.set()
         assert adapters.wait(20)
         assert adapters.history("a") == ()
+        assert adapters.counts() == AdaptationCounts()
         adapters.set_enabled("a", True)
         assert adapters.parts("a", ()) == ()
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Any
 import pytest
 
 from aios.app import answer_records, assistant_parts
+from aios.app.adaptation_counts import AdaptationCounts
 from aios.app.answerers import Answerers
 from aios.app.answering import Answering
 from aios.app.assistant import Assistant, ServedModel, open_assistant
@@ -64,6 +66,9 @@ class FakeAdapters:
 
     def history(self, session: str) -> tuple[Any, ...]:
         return ("learned",) if session in self.learned else ()
+
+    def counts(self) -> AdaptationCounts:
+        return AdaptationCounts(kept=3, dropped=1)
 
     def forget(self, session: str) -> None:
         self.learned.discard(session)
@@ -238,6 +243,53 @@ def test_experts_of_another_base_model_are_not_offered_and_a_notice_says_so_once
     assert len(place.notices) == 3
     with pytest.raises(UsageError, match="another base model"):
         place.ask("where?", model="mills")
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda folder: (folder / "expert.json").write_text("{"),
+        lambda folder: (folder / "expert.json").write_text("{}"),
+        lambda folder: (folder / "adapter_model.safetensors").unlink(),
+        lambda folder: (folder / "adapter_model.safetensors").write_bytes(b"no adapter"),
+        lambda folder: (shutil.rmtree(folder), folder.symlink_to("/")),
+    ],
+    ids=["card", "empty card", "no weights", "weights", "symlink"],
+)
+def test_who_asks_a_damaged_expert_is_told_its_id_and_no_path(
+    place: Place, damage: Callable[[Path], object]
+) -> None:
+    add_expert(place.store, "mills")
+    damage(place.store.root / "mills")
+    with pytest.raises(UsageError, match="mills cannot answer") as caught:
+        place.ask("where?", model="mills")
+    assert str(place.folder) not in str(caught.value)
+    (notice,) = place.notices
+    assert "mills" in notice
+    assert str(place.folder) in notice
+
+
+def test_a_damaged_expert_that_the_router_chose_is_named(place: Place) -> None:
+    for name in ("mills", "bells"):
+        add_expert(place.store, name)
+    (place.store.folder("bells") / "adapter_model.safetensors").write_bytes(b"no adapter")
+    with pytest.raises(UsageError, match="bells cannot answer") as caught:
+        place.ask("bells?")
+    assert "mills" not in str(caught.value)
+
+
+def test_of_a_base_model_in_a_folder_its_own_name_alone_is_shown(tmp_path: Path) -> None:
+    for name, shown in {
+        "/srv/models/tiny": "tiny",
+        "./tiny.gguf": "tiny.gguf",
+        "owner/tiny@main": "owner/tiny@main",
+        "smollm2-135m": "smollm2-135m",
+        "/": "/",
+    }.items():
+        experts = OfferedExperts(store_in(tmp_path), "", lambda _: None)
+        auto, base = Answerers(name, experts, lambda offer: WordRouter(())).models()
+        assert base.description == shown
+        assert auto.description == f"experts over {shown}, chosen for each message"
 
 
 def test_an_unknown_expert_is_refused_with_close_names(place: Place) -> None:
@@ -468,6 +520,13 @@ def test_feedback_is_stored_with_what_was_asked(place: Place) -> None:
     assert (first.rating, first.correction, first.comment) == (-1.0, "At the weir.", "wrong")
     assert first.message == "Where is the mill?"
     assert (last.rating, last.message) == (1.0, "")
+
+
+def test_adaptations_are_counted(adapting: Place, tmp_path: Path) -> None:
+    assert adapting.assistant.adaptation_counts() == AdaptationCounts(kept=3, dropped=1)
+    without = Place(tmp_path / "without")
+    assert without.assistant.adaptation_counts() == AdaptationCounts()
+    without.assistant.close()
 
 
 def test_a_session_adapts_and_another_does_not(adapting: Place) -> None:

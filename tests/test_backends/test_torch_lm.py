@@ -170,6 +170,41 @@ def test_chat_uses_the_template_of_the_model(lm: TorchLM) -> None:
     assert lm.format_chat([*messages, *messages]) == "What is a mill?\n\nWhat is a mill?\n\n"
 
 
+@pytest.mark.parametrize(
+    ("template", "messages"),
+    [
+        (
+            "{% if messages[0].role == 'system' %}{{ raise_exception('no system role') }}{% endif %}",
+            [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hello"}],
+        ),
+        (
+            "{% for m in messages %}{% if (m.role == 'user') != (loop.index0 % 2 == 0) %}"
+            "{{ raise_exception('roles must alternate: ' + 'x' * 1000) }}{% endif %}{% endfor %}",
+            [{"role": "user", "content": "Hello"}] * 2,
+        ),
+        ("{{ messages[0].name.upper() }}", [{"role": "user", "content": "Hello"}]),
+    ],
+    ids=["no system role", "roles alternate", "undefined"],
+)
+def test_messages_that_the_chat_template_refuses_are_the_callers_error(
+    lm: TorchLM, template: str, messages: list[dict[str, str]]
+) -> None:
+    lm.tokenizer.chat_template = template
+    with pytest.raises(UsageError, match="chat template refuses these messages") as caught:
+        lm.format_chat(messages)
+    assert "leave out system texts" in caught.value.remedy
+    assert len(caught.value.message) < 300
+
+
+@pytest.mark.parametrize("template", ["{% if %}", "{{ 1 + 'a' }}"])
+def test_a_broken_chat_template_is_the_models_error(lm: TorchLM, template: str) -> None:
+    lm.tokenizer.chat_template = template
+    with pytest.raises(ModelError, match="chat template is broken"):
+        lm.format_chat([{"role": "user", "content": "Hello"}])
+    with pytest.raises(ModelError, match="chat template is broken"):
+        _ = lm.end_of_turn
+
+
 def test_a_turn_ends_with_the_end_token_of_the_chat_template(lm: TorchLM) -> None:
     assert lm.end_of_turn == "<|im_end|>"
     tokenizer = build_tokenizer(eos_token="<|endoftext|>")

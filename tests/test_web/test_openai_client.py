@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
+from types import SimpleNamespace
 from typing import Any
 
 import openai
 import pytest
 
+from aios.app.adaptation_counts import AdaptationCounts
 from tests.openai_server import LOOPBACK
 from tests.test_web.running import RunningServer, ask, wait_until
 
@@ -339,3 +342,15 @@ def test_tokens_and_answers_are_counted(server: RunningServer, client: openai.Op
     assert server.metric(name) >= 1
     assert server.metric("aios_writing") == 0
     assert server.metric("aios_waiting") == 0
+
+
+def test_adaptations_are_counted_by_what_became_of_them(
+    server: RunningServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shown = server.request("GET", "/metrics").text
+    for ended in ("kept", "dropped", "undone", "failed"):
+        assert f'aios_adaptations_total{{ended="{ended}"}} 0.0' in shown
+    counts = AdaptationCounts(kept=5, dropped=2, undone=1, failed=3)
+    monkeypatch.setattr(server.assistant, "_adapters", SimpleNamespace(counts=lambda: counts))
+    for ended, count in asdict(counts).items():
+        assert server.metric(f'aios_adaptations_total{{ended="{ended}"}}') == count

@@ -20,9 +20,10 @@ import threading
 import time
 from collections import OrderedDict, deque
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Protocol, cast
 
+from aios.app.adaptation_counts import AdaptationCounts
 from aios.app.models import load_trainer
 from aios.app.session_training import (
     AttachedExperts,
@@ -124,6 +125,7 @@ class SessionAdapters:
         self._changed = threading.Condition()  # guards all below
         self._sessions: OrderedDict[str, _Session] = OrderedDict()
         self._waiting: OrderedDict[str, _Turn] = OrderedDict()  # at most one a session
+        self._counts = AdaptationCounts()
         self._working = self._closing = False
         self._thread: threading.Thread | None = None
 
@@ -189,6 +191,7 @@ class SessionAdapters:
             if not found.undo:
                 return False
             kept = found.undo.pop()
+            self._counts.undone += 1
             if kept.before is None:
                 found.adapters.pop(kept.key, None)
             else:
@@ -201,6 +204,11 @@ class SessionAdapters:
         with self._changed:
             found = self._sessions.get(session)
             return tuple(found.records) if found is not None else ()
+
+    def counts(self) -> AdaptationCounts:
+        """How many adaptations of all sessions have ended, and how."""
+        with self._changed:
+            return replace(self._counts)
 
     def forget(self, session: str) -> None:
         """Drops the session's adapters and all that is known of it."""
@@ -314,6 +322,8 @@ class SessionAdapters:
         except RunInterrupted:
             return
         except AIOSError as error:
+            with self._changed:
+                self._counts.failed += 1
             self._emit(Notice(f"session {session!r} cannot adapt: {error.message}", "warning"))
             return
         if record.passages:  # else nothing new was said
@@ -337,6 +347,9 @@ class SessionAdapters:
             if found is None:
                 return False
             found.records.append(told)
+            self._counts.failed += record.failed
+            self._counts.dropped += not (record.kept or record.failed)
+            self._counts.kept += record.kept
             if adapted is not None:
                 before = found.adapters.get(turn.key)
                 found.undo.append(_Kept(turn.key, before, record.passages[: record.new]))

@@ -7,6 +7,7 @@ import secrets
 from dataclasses import dataclass
 
 from aios.app.conversation import check_text
+from aios.core.config.schemas import Config
 from aios.core.errors import UsageError
 from aios.core.types import SamplingParams
 
@@ -40,17 +41,26 @@ class AnswerSettings:
     adapts: bool
 
 
+def usual_sampling(config: Config) -> SamplingParams:
+    """How tokens are drawn where nothing else is asked for."""
+    chat = config.chat
+    return SamplingParams(chat.temperature, chat.top_p, chat.max_new_tokens)
+
+
 def checked_settings(
-    *,
+    config: Config,
     model: str,
     session: str,
-    sampling: SamplingParams,
+    sampling: SamplingParams | None,
     seed: int | None,
     top_logprobs: int | None,
     timeout_seconds: float | None,
-    tta: bool,
+    tta: bool | None,
 ) -> AnswerSettings:
-    """The settings, where all of them can be used; a seed is drawn where none is given.
+    """The settings, where all of them can be used.
+
+    Where `sampling` or `tta` is None, the config decides; a seed is drawn where none is given. The
+    arguments are those of `app.assistant.Assistant.chat`.
 
     Raises:
         UsageError: One cannot be used; the message says which.
@@ -59,6 +69,7 @@ def checked_settings(
     check_text(session, "the session's id", longest=MAX_SESSION)
     if not session.isprintable():
         raise UsageError("the session's id has characters that cannot be printed")
+    sampling = sampling or usual_sampling(config)
     _check_sampling(sampling)
     if top_logprobs is not None and not 0 <= top_logprobs <= MAX_TOP_LOGPROBS:
         raise UsageError(f"top_logprobs must be from 0 to {MAX_TOP_LOGPROBS}, not {top_logprobs}")
@@ -71,7 +82,7 @@ def checked_settings(
         seed=secrets.randbelow(_SEEDS) if seed is None else seed % _SEEDS,
         top_logprobs=top_logprobs,
         timeout_seconds=timeout_seconds,
-        adapts=bool(session) and tta,
+        adapts=bool(session) and (config.adaptation.enabled if tta is None else tta),
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal, Protocol
 
 from aios.app.answering import Routed
@@ -60,8 +61,12 @@ class Answerers:
         self._routes: tuple[Offer, Routes] | None = None
 
     def models(self) -> tuple[ServedModel, ...]:
-        """Everything that can be asked for: ``auto``, ``base``, and the experts that answer."""
-        name = self._model_name
+        """Everything that can be asked for: ``auto``, ``base``, and the experts that answer.
+
+        Where the base model is a folder or file, its own name alone is shown: this list leaves the
+        machine.
+        """
+        name = _without_folder(self._model_name)
         return (
             ServedModel(AUTO, "auto", f"experts over {name}, chosen for each message"),
             ServedModel(BASE, "base", name),
@@ -75,7 +80,7 @@ class Answerers:
         """Whether this name can be asked for now.
 
         Raises:
-            UsageError: The expert is not active, or not of this base model.
+            UsageError: The expert is not active, damaged, or not of this base model.
             UnknownExpertError: There is no such expert; the remedy names close ones.
         """
         if model != AUTO:
@@ -114,3 +119,9 @@ class Answerers:
             if self._routes is None or self._routes[0] is not offer:
                 self._routes = (offer, self._open_routes(offer))
             return self._routes[1]
+
+
+def _without_folder(name: str) -> str:
+    """A model's name without the folder that it is in; ids of the hub and the like stay whole."""
+    outside = name.startswith((".", "~")) or Path(name).is_absolute()
+    return Path(name).name or name if outside else name

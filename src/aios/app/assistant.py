@@ -16,8 +16,9 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from aios.app import assistant_parts as parts
+from aios.app.adaptation_counts import AdaptationCounts
 from aios.app.answer_records import AnswerRecords
-from aios.app.answer_settings import AnswerSettings, checked_settings
+from aios.app.answer_settings import AnswerSettings, checked_settings, usual_sampling
 from aios.app.answerers import Answerers, Chosen
 from aios.app.answerers import ServedModel as ServedModel
 from aios.app.answering import Answering, Routed, Seen
@@ -28,9 +29,9 @@ from aios.app.conversation import (
     fit_window,
     last_question,
 )
-from aios.app.offered_experts import AUTO, OfferedExperts
+from aios.app.offered_experts import AUTO, OfferedExperts, damaged_experts
 from aios.core.config.schemas import Config
-from aios.core.errors import StorageError, UsageError
+from aios.core.errors import ModelError, StorageError, UsageError
 from aios.core.events import Notice
 from aios.core.protocols import Emit, LanguageModel, ignore
 from aios.core.serving import Part, Writer, WriteRequest, WriterLoad
@@ -107,7 +108,7 @@ class Assistant:
         """Whether this name can be asked for now.
 
         Raises:
-            UsageError: The expert is not active, or of another base model.
+            UsageError: The expert is not active, damaged, or of another base model.
             UnknownExpertError: There is no such expert; the remedy names close ones.
         """
         self._answerers.check(model)
@@ -139,20 +140,15 @@ class Assistant:
                 ``adaptation.enabled`` by default.
 
         Raises:
-            UsageError: The messages or a setting cannot be used, or the expert is not active.
+            UsageError: The messages or a setting cannot be used, or the expert is not active or is
+                damaged; a notice says then what is wrong with it.
             UnknownExpertError: There is no such expert; the remedy names close ones.
             QueueFullError: As many wait as may.
             BackendError: The writer is closed.
-            StorageError: An adapter, or the registry, cannot be read.
+            StorageError: What the router reads is damaged.
         """
         wanted = checked_settings(
-            model=model,
-            session=session,
-            sampling=sampling or self.default_sampling,
-            seed=seed,
-            top_logprobs=top_logprobs,
-            timeout_seconds=timeout_seconds,
-            tta=self._config.adaptation.enabled if tta is None else tta,
+            self._config, model, session, sampling, seed, top_logprobs, timeout_seconds, tta
         )
         checked = check_messages(messages)
         question, history = last_question(checked)
@@ -190,13 +186,7 @@ class Assistant:
         `UsageError`. A session's own adapter takes part, but nothing is learned from the prompt.
         """
         wanted = checked_settings(
-            model=model,
-            session=session,
-            sampling=sampling or self.default_sampling,
-            seed=seed,
-            top_logprobs=top_logprobs,
-            timeout_seconds=timeout_seconds,
-            tta=self._config.adaptation.enabled if tta is None else tta,
+            self._config, model, session, sampling, seed, top_logprobs, timeout_seconds, tta
         )
         if not check_text(prompt, "the prompt"):
             raise UsageError("the prompt is empty")
@@ -245,6 +235,10 @@ class Assistant:
         """What the session's adapter has been through."""
         return () if self._adapters is None else self._adapters.history(session)
 
+    def adaptation_counts(self) -> AdaptationCounts:
+        """How many adaptations of all sessions have ended since the start, and how."""
+        return AdaptationCounts() if self._adapters is None else self._adapters.counts()
+
     def set_adapting(self, session: str, enabled: bool) -> None:
         """Switches a session's adapter on or off; off, it is kept, but not used or trained."""
         if self._adapters is not None:
@@ -284,8 +278,7 @@ class Assistant:
     @property
     def default_sampling(self) -> SamplingParams:
         """How tokens are drawn where nothing else is asked for."""
-        chat = self._config.chat
-        return SamplingParams(chat.temperature, chat.top_p, chat.max_new_tokens)
+        return usual_sampling(self._config)
 
     def _room_for_prompt(self, max_new_tokens: int) -> int:
         """Tokens that a window may have; at most half of the context is kept for the answer."""
@@ -303,16 +296,23 @@ class Assistant:
         used = own
         if self._adapters is not None and wanted.adapts:
             used = self._adapters.parts(wanted.session, own)
-        writing = self._writer.submit(
-            WriteRequest(
-                prompt=asked.prompt,
-                parts=used,
-                sampling=wanted.sampling,
-                seed=wanted.seed,
-                top_logprobs=wanted.top_logprobs,
-                timeout_seconds=wanted.timeout_seconds,
-            )
+        request = WriteRequest(
+            prompt=asked.prompt,
+            parts=used,
+            sampling=wanted.sampling,
+            seed=wanted.seed,
+            top_logprobs=wanted.top_logprobs,
+            timeout_seconds=wanted.timeout_seconds,
         )
+        try:
+            writing = self._writer.submit(request)
+        except (ModelError, StorageError) as error:  # names files, so it is told here alone
+            if not chosen:
+                raise
+            self._warn(
+                f"expert {routed.name} cannot answer: {error.message} {error.remedy}".strip()
+            )
+            raise damaged_experts(dict(chosen)) from error
         return Answering(
             writing,
             id=f"{asked.kind}-{secrets.token_hex(12)}",

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from aios.app.answer_records import AnswerRecords
 from aios.app.models import load_model, load_trainer
-from aios.app.offered_experts import Offer
+from aios.app.offered_experts import Offer, damaged_experts
 from aios.app.routing import ProfileReader, activity_path, open_signals
 from aios.backends.scripted import ScriptedModel
 from aios.core.config.schemas import Config
@@ -109,13 +109,14 @@ def open_routes(
     Raises:
         UsageError: None of ``routing.signals`` can be had here.
     """
-    loss = _expert_loss(config, store, writer) if "loss" in config.routing.signals else None
+    by_loss = "loss" in config.routing.signals
+    loss = _expert_loss(config, store, writer, emit) if by_loss else None
     signals = open_signals(config, loss=loss, emit=emit)
     reader = ProfileReader(store, emit)
     return lambda offer: Router(reader.profiles(offer.experts), signals, config.routing)
 
 
-def _expert_loss(config: Config, store: FileExpertStore, writer: Writer) -> Loss | None:
+def _expert_loss(config: Config, store: FileExpertStore, writer: Writer, emit: Emit) -> Loss | None:
     """The loss of a text under an expert; None where the model cannot have one on it.
 
     The expert is put on the model for each text, while nothing is written: slow, and on a busy
@@ -130,7 +131,11 @@ def _expert_loss(config: Config, store: FileExpertStore, writer: Writer) -> Loss
         with ExitStack() as held:
             model = held.enter_context(writer.between())
             if expert_id is not None:
-                model = trainer.attach(store.adapter(expert_id))
+                try:
+                    model = trainer.attach(store.adapter(expert_id))
+                except (ModelError, StorageError) as error:  # names files, so it is told here alone
+                    emit(Notice(f"expert {expert_id} cannot be asked: {error.message}", "warning"))
+                    raise damaged_experts([expert_id]) from error
                 held.callback(trainer.detach, model)
             (score,) = model.score([ScoreRequest("", text)])
         return score.loss

@@ -3,14 +3,15 @@
 Takes the store of experts and the model's digest; gives `Offer`s. The registry is read again when
 its file has changed, which is looked at for each request (one ``stat``). An expert is offered if
 it is active, was trained on this very base model (by the digest in its card), and its id is none
-of the reserved names; a notice says once why another one is not.
+of the reserved names; a notice says once why another one is not. What is wrong with a damaged one
+stands in the notice alone, since it names files of this machine, and whoever asks may be elsewhere.
 """
 
 from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
@@ -46,7 +47,7 @@ class Offer:
 
         Raises:
             UnknownExpertError: No expert has this id; the remedy names close ones.
-            UsageError: The expert is not active, or not of this base model.
+            UsageError: The expert is not active, damaged, or not of this base model.
         """
         found = self.adapters.get(expert_id)
         if found is not None:
@@ -66,6 +67,10 @@ class Offer:
 
 def _without_counters(expert: Expert) -> Expert:
     return replace(expert, total_activations=0, avg_routing_weight=0.0)
+
+
+class _NotOfferedError(UsageError):
+    """Why an expert in good order does not answer; names no file."""
 
 
 class OfferedExperts:
@@ -126,26 +131,27 @@ class OfferedExperts:
             try:
                 adapters[name] = self._adapter(expert)
                 experts.append(expert)
-            except UsageError as error:
+            except _NotOfferedError as error:
                 refused[name] = (error.message, error.remedy)
                 if expert.is_active:
                     self._tell(f"{error.message}, and is not offered")
             except AIOSError as error:
-                refused[name] = (f"expert {name} is damaged: {error.message}", error.remedy)
+                damaged = damaged_experts([name])
+                refused[name] = (damaged.message, damaged.remedy)
                 self._tell(f"expert {name} is not offered: {error.message}", "warning")
         return Offer(tuple(experts), adapters, refused)
 
     def _adapter(self, expert: Expert) -> AdapterRef:
         name = expert.expert_id
         if name in (AUTO, BASE):
-            raise UsageError(f"expert {name} has a reserved name", "give it another id")
+            raise _NotOfferedError(f"expert {name} has a reserved name", "give it another id")
         if not expert.is_active:
-            raise UsageError(
+            raise _NotOfferedError(
                 f"expert {name} is not active", f"activate it: aios experts activate {name}"
             )
         adapter = self._store.adapter(name)
         if adapter.base_digest != self._base_digest:
-            raise UsageError(
+            raise _NotOfferedError(
                 f"expert {name} was trained on another base model",
                 "choose that model (--model), or train the expert again on this one",
             )
@@ -155,6 +161,14 @@ class OfferedExperts:
         if text not in self._told:
             self._told.add(text)
             self._emit(Notice(text, level))
+
+
+def damaged_experts(ids: Iterable[str]) -> UsageError:
+    """What is said to whoever asks experts that cannot be read: their ids, and no file's name."""
+    return UsageError(
+        f"expert {', '.join(ids)} cannot answer: it is damaged, or does not fit the base model",
+        "ask another; a warning of the program that answers says what is wrong",
+    )
 
 
 def created_at(expert: Expert) -> int:

@@ -289,7 +289,7 @@ class AdapterShelf:
                 )
         if not matrices:
             raise BackendError(
-                f"the adapter of a temporary expert has been taken off {self._model.name}",
+                "the adapter of a temporary expert has been taken off the model",
                 "attach it again, and train the temporary expert on that",
             )
         return matrices

@@ -21,6 +21,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging
 
+from aios.backends import chat_templates
 from aios.backends.batching import ContinuousBatch
 from aios.backends.chunked_loss import token_logprobs
 from aios.backends.decoding import check_decodable
@@ -37,7 +38,6 @@ if TYPE_CHECKING:
 
 _WIDTH = 32  # completions written at a time, where nobody says otherwise
 _ROW_TOKENS = 512  # most tokens of a packed row; measured best on a CPU
-_ANSWER = "Twelve stones."  # stands for an answer, to see what ends it
 
 
 @dataclass(slots=True)
@@ -202,34 +202,22 @@ class TorchLM:
         return len(self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
 
     def format_chat(self, messages: Sequence[Mapping[str, str]]) -> str:
-        """Renders messages with the model's own chat template."""
-        if not getattr(self.tokenizer, "chat_template", None):
-            return "\n\n".join(m["content"] for m in messages) + "\n\n"
-        text: str = self.tokenizer.apply_chat_template(
-            [dict(m) for m in messages], tokenize=False, add_generation_prompt=True
-        )
-        return text
+        """Renders messages with the model's own chat template.
+
+        Raises:
+            UsageError: The template refuses them; many want a user to begin and the roles to take
+                turns, and some know no system text.
+            ModelError: The template itself is broken.
+        """
+        return chat_templates.render_prompt(self.tokenizer, messages)
 
     @property
     def end_of_turn(self) -> str:
         """The end token that the chat template puts behind an answer, or else the tokenizer's.
 
-        Tokenizers read special tokens in texts, so that this text is one token wherever it stands.
+        Errors as `format_chat`.
         """
-        texts = {t: str(self.tokenizer.convert_ids_to_tokens(t)) for t in sorted(self.end_tokens())}
-        ends = [
-            text
-            for token, text in texts.items()
-            if self.tokenizer(text, add_special_tokens=False)["input_ids"] == [token]
-        ]
-        behind = ""
-        if getattr(self.tokenizer, "chat_template", None):
-            turns = [{"role": "user", "content": "?"}, {"role": "assistant", "content": _ANSWER}]
-            written: str = self.tokenizer.apply_chat_template(turns, tokenize=False)
-            behind = written.rpartition(_ANSWER)[2]
-        ends.sort(key=lambda end: end != self.tokenizer.eos_token)
-        ends.sort(key=lambda end: behind.find(end) if end in behind else len(behind))
-        return ends[0] if ends else ""
+        return chat_templates.end_of_turn(self.tokenizer, self.end_tokens())
 
     def stream(
         self, requests: Iterable[GenerationRequest], *, width: int | None = None

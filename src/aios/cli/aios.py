@@ -31,6 +31,7 @@ ENTRIES = {
     "serve": Entry(
         "aios.cli.commands.serve:serve", "Serve the experts over an OpenAI-compatible API."
     ),
+    "web": Entry("aios.cli.commands.web:web", "Open Subbrains Manager in the browser."),
     "models": Entry("aios.cli.commands.models:models", "List and fetch base models."),
     "config": Entry("aios.cli.commands.config:config", "Show and explain the settings."),
     "runs": Entry("aios.cli.commands.runs:runs", "Use what runs have recorded."),

@@ -66,6 +66,10 @@ class LanguageModel(Protocol):
         """Renders messages (`role`, `content`) as a prompt that the model answers.
 
         A model without a chat template gets the contents joined by blank lines.
+
+        Raises:
+            UsageError: The model's chat template refuses them.
+            ModelError: The template is broken.
         """
         ...
 

@@ -34,13 +34,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
         serve(
             config,
             env=os.environ,
-            emit=_ignore if "--quiet" in flags else _show,
+            emit=ignore_notices if "--quiet" in flags else show_notice,
             announce=_announce_json if "--json" in flags else _announce,
         )
     except KeyboardInterrupt:
-        _fail(RunInterrupted("interrupted"), flags)
+        fail(RunInterrupted("interrupted"), flags)
     except AIOSError as error:
-        _fail(error, flags)
+        fail(error, flags)
 
 
 def read_config() -> Config:
@@ -73,12 +73,21 @@ def _announce_json(url: str, assistant: Assistant) -> None:
     _write_json({"url": url, "pid": os.getpid(), "models": models})
 
 
-def _show(event: Event) -> None:
+def announce_pages(url: str, *, as_json: bool) -> None:
+    """Says where the pages of ``aios web`` are."""
+    if as_json:
+        _write_json({"url": url, "pid": os.getpid()})
+    else:
+        _say(f"Subbrains Manager is at {url}; Ctrl-C stops it, and no job with it")
+
+
+def show_notice(event: Event) -> None:
+    """Says a notice."""
     if isinstance(event, Notice):
         _say(f"{'warning' if event.level == 'warning' else 'note'}: {event.message}")
 
 
-def _ignore(event: Event) -> None:
+def ignore_notices(event: Event) -> None:
     """No notices."""
 
 
@@ -92,7 +101,7 @@ def _write_json(document: object) -> None:
     sys.stdout.flush()
 
 
-def _fail(error: AIOSError, flags: frozenset[str]) -> None:
+def fail(error: AIOSError, flags: frozenset[str]) -> None:
     """Reports an error as the command line does, and exits."""
     if "--debug" in flags:
         traceback.print_exception(error, file=sys.stderr)

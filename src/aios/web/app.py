@@ -57,7 +57,7 @@ def create_app(
     Returns:
         The application; its `Service` is ``app.state.service``.
     """
-    metrics = Metrics(assistant.load)
+    metrics = Metrics(assistant.load, assistant.adaptation_counts)
     answers = Answers(
         max_concurrent=settings.max_concurrent,
         max_waiting=settings.max_waiting,

@@ -18,13 +18,7 @@ from aios.web.openai_schemas import (
     error_answers,
 )
 from aios.web.rendering import ChatRenderer, chat_logprobs
-from aios.web.service import (
-    Service,
-    check_stream_options,
-    require_few,
-    seeds_of,
-    session_of,
-)
+from aios.web.service import Service, check_stream_options
 from aios.web.writing import Envelope, Written, answer
 
 STREAM: dict[int | str, dict[str, Any]] = {200: {"content": {"text/event-stream": {}}}}
@@ -46,24 +40,14 @@ def chat_routes(service: Service) -> APIRouter:
         """Answers a conversation, in one piece or as it is written."""
         wanted = body.max_completion_tokens or body.max_tokens
         sampling = service.sampling(body, wanted, service.assistant.default_sampling.max_new_tokens)
-        seeds = seeds_of(body)
-        require_few(len(seeds))
-        session = session_of(body, request, len(seeds))
-        messages = [message.model_dump() for message in body.messages]
-        calls = [
-            partial(
-                service.assistant.chat,
-                messages,
-                model=body.model,
-                session=session,
-                sampling=sampling,
-                seed=seed,
-                top_logprobs=_top_logprobs(body),
-                timeout_seconds=service.settings.timeout_seconds,
-                tta=body.tta,
-            )
-            for seed in seeds
-        ]
+        calls = service.calls(
+            service.assistant.chat,
+            [[message.model_dump() for message in body.messages]],
+            body,
+            request,
+            sampling=sampling,
+            top_logprobs=_top_logprobs(body),
+        )
         return await answer(
             service,
             request,

@@ -16,13 +16,7 @@ from aios.web.openai_schemas import (
     error_answers,
 )
 from aios.web.rendering import CompletionRenderer, completion_logprobs
-from aios.web.service import (
-    Service,
-    check_stream_options,
-    require_few,
-    seeds_of,
-    session_of,
-)
+from aios.web.service import Service, check_stream_options
 from aios.web.writing import Envelope, Written, answer
 
 DEFAULT_TOKENS = 16  # as the OpenAI API has it
@@ -43,25 +37,14 @@ def completion_routes(service: Service) -> APIRouter:
     async def create_completion(body: CompletionRequest, request: Request) -> Response:
         """Goes on with one or several prompts, in one piece or as it is written."""
         sampling = service.sampling(body, body.max_tokens, DEFAULT_TOKENS)
-        seeds = seeds_of(body)
-        texts = len(body.prompt) * len(seeds)
-        require_few(texts)
-        session = session_of(body, request, texts)
-        calls = [
-            partial(
-                service.assistant.complete,
-                prompt,
-                model=body.model,
-                session=session,
-                sampling=sampling,
-                seed=seed,
-                top_logprobs=body.logprobs,
-                timeout_seconds=service.settings.timeout_seconds,
-                tta=body.tta,
-            )
-            for prompt in body.prompt
-            for seed in seeds
-        ]
+        calls = service.calls(
+            service.assistant.complete,
+            body.prompt,
+            body,
+            request,
+            sampling=sampling,
+            top_logprobs=body.logprobs,
+        )
         logprobs = body.logprobs is not None
         return await answer(
             service,
@@ -70,7 +53,7 @@ def completion_routes(service: Service) -> APIRouter:
             Envelope("text_completion", "text_completion", body.model),
             CompletionRenderer(logprobs),
             partial(_whole, logprobs=logprobs),
-            per_prompt=len(seeds),
+            per_prompt=len(calls) // len(body.prompt),
             stream=bool(body.stream),
             include_usage=check_stream_options(body),
         )

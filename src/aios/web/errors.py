@@ -2,8 +2,9 @@
 
 The body of every answer that is an error is ``{"error": {"message", "type", "param", "code"}}``.
 What the layers below raise is turned into it here, and only here. Messages of errors that are the
-client's own are shown to it; those of errors of this machine (a file that cannot be read, say) may
-name paths, so they go to the log and the client is told only that it was not its fault.
+client's own are shown to it; those of errors of this machine (a file or a setting that cannot be
+read, say) may name paths, so they go to the log and the client is told only that it was not its
+fault. So whoever raises an error of the client's own names no file in it.
 """
 
 from __future__ import annotations
@@ -22,6 +23,8 @@ from starlette.requests import Request
 from aios.core.errors import (
     AIOSError,
     BackendError,
+    ConfigError,
+    DataError,
     QueueFullError,
     UnknownExpertError,
     UsageError,
@@ -104,7 +107,7 @@ def from_aios(error: AIOSError, *, begun: bool = False) -> ApiError:
         return ApiError(429, message, code="queue_full", headers=headers)
     if isinstance(error, UnknownExpertError):
         return ApiError(404, message, param="model", code="model_not_found")
-    if isinstance(error, UsageError):
+    if isinstance(error, UsageError) and not isinstance(error, (ConfigError, DataError)):
         return ApiError(400, message)
     if isinstance(error, BackendError) and error.retryable:
         return ApiError(503, message, code="busy", headers=retry_header(1))

@@ -1,14 +1,16 @@
 """What the server counts, for Prometheus.
 
-Takes what happens (requests, texts that have ended, the writer's load); gives the text format of
-``GET /metrics``. The registry is the server's own. Labels have few values: routes are the server's
-own patterns, experts those that have answered, of which a thousand are told apart.
+Takes what happens (requests, texts that have ended, the writer's load, the sessions' adaptations);
+gives the text format of ``GET /metrics``. The registry is the server's own. Labels have few values:
+routes are the server's own patterns, experts those that have answered, of which a thousand are told
+apart.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable
+from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from fastapi import APIRouter
@@ -22,6 +24,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from aios.core.serving import Ending, WriterLoad
 
 if TYPE_CHECKING:
+    from aios.app.adaptation_counts import AdaptationCounts
     from aios.app.answering import Answering
 
 MOST_EXPERTS = 1000
@@ -36,9 +39,12 @@ class Metrics:
 
     Args:
         load: What the writer has to do now.
+        adaptations: How the adaptations of sessions have ended so far.
     """
 
-    def __init__(self, load: Callable[[], WriterLoad]) -> None:
+    def __init__(
+        self, load: Callable[[], WriterLoad], adaptations: Callable[[], AdaptationCounts]
+    ) -> None:
         self.registry = CollectorRegistry()
         self._experts: set[str] = set()
         self._requests = Counter(
@@ -78,6 +84,7 @@ class Metrics:
             registry=self.registry,
         )
         self.registry.register(_LoadCollector(load))
+        self.registry.register(_AdaptationCollector(adaptations))
 
     def request(self, method: str, route: str, status: int, seconds: float) -> None:
         """Counts a request that was answered."""
@@ -122,6 +129,23 @@ class _LoadCollector(Collector):
         yield CounterMetricFamily(
             "aios_written_tokens", "Tokens written since the model was loaded.", load.tokens
         )
+
+
+class _AdaptationCollector(Collector):
+    """Asks how many adaptations there were when Prometheus asks."""
+
+    def __init__(self, adaptations: Callable[[], AdaptationCounts]) -> None:
+        self._adaptations = adaptations
+
+    def collect(self) -> Iterable[Metric]:
+        family = CounterMetricFamily(
+            "aios_adaptations",
+            "Adaptations of sessions, by what became of them.",
+            labels=("ended",),
+        )
+        for ended, count in asdict(self._adaptations()).items():
+            family.add_metric((ended,), count)
+        yield family
 
 
 class CountRequests:

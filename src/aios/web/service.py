@@ -7,9 +7,9 @@ leaves while its texts wait or are written has them cancelled.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import anyio
@@ -19,7 +19,7 @@ from starlette.requests import Request
 from aios.core.config.serving_schemas import ServeConfig
 from aios.core.seeds import derive
 from aios.core.types import SamplingParams
-from aios.web.answers import Answers
+from aios.web.answers import Answers, Begin
 from aios.web.errors import ApiError, ClientGoneError
 from aios.web.metrics import Metrics
 from aios.web.openai_schemas import MOST_TEXTS
@@ -59,6 +59,49 @@ class Service:
     async def call(self, function: Callable[[], _T]) -> _T:
         """Does something short that blocks, off the event loop."""
         return await anyio.to_thread.run_sync(function, limiter=self._short_calls)
+
+    def calls(
+        self,
+        begin: Callable[..., Answering],
+        inputs: Sequence[object],
+        body: ChatRequest | CompletionRequest,
+        request: Request,
+        *,
+        sampling: SamplingParams,
+        top_logprobs: int | None,
+    ) -> list[Begin]:
+        """What begins the texts of a request: ``n`` for each input, in order.
+
+        Args:
+            begin: `Assistant.chat` or `Assistant.complete`.
+            inputs: The conversation, or the prompts.
+            body: The request.
+            request: Its headers may name the session.
+            sampling: How the tokens are drawn.
+            top_logprobs: How many likeliest tokens are wanted at each place; None: none at all.
+
+        Raises:
+            ApiError: Too many texts are wanted, or the session cannot be.
+        """
+        seeds = seeds_of(body)
+        texts = len(inputs) * len(seeds)
+        require_few(texts)
+        session = session_of(body, request, texts)
+        return [
+            partial(
+                begin,
+                each,
+                model=body.model,
+                session=session,
+                sampling=sampling,
+                seed=seed,
+                top_logprobs=top_logprobs,
+                timeout_seconds=self.settings.timeout_seconds,
+                tta=body.tta,
+            )
+            for each in inputs
+            for seed in seeds
+        ]
 
     def sampling(
         self, body: ChatRequest | CompletionRequest, wanted: int | None, default: int

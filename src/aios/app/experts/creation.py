@@ -9,7 +9,7 @@ is taken for one of that model, and the card says so.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
@@ -115,33 +115,12 @@ def create_expert(
         "base_digest_source": "its card" if said else "the base model in use when it was created",
         "created_from": str(source.resolve()),
     }
-
-    def fill(building: Path) -> None:
-        from aios.backends.expert_export import check_adapter
-
-        copy_adapter(source, building, facts, config.model.name)
-        atomic_write_json(building / CONFIG_NAME, facts.config)  # as it came, to be checked
-        check_adapter(building)
-        atomic_write_json(building / CONFIG_NAME, plain_config(facts.config, config.model.name))
-        atomic_write_text(building / "README.md", render_model_card(expert, card))
-
-    def register(before: Expert | None) -> Expert:
-        if before is not None:  # another process was faster
-            raise ExpertExistsError(f"expert {expert_id!r} exists already", "choose another id")
-        return expert
-
-    # A folder that was in its place already is kept as an older version, whatever was in it.
-    expert = ExpertVersions(store).install(expert_id, fill, register, card=card)
+    expert = _install(store, expert, card, source, facts)
     if parent is not None:
         expert = store.set_parent(expert_id, parent)
+    notes = _notes(config, facts, said=said)
     return CreateReport(
-        expert,
-        folder,
-        facts.rank,
-        len(facts.modules),
-        facts.parameters,
-        facts.ignored,
-        _notes(config, facts, said=said),
+        expert, folder, facts.rank, len(facts.modules), facts.parameters, facts.ignored, notes
     )
 
 
@@ -151,7 +130,11 @@ def _refuse_taken(store: FileExpertStore, expert_id: str, source: Path) -> None:
     refuse_reserved(expert_id)
     in_place = source.resolve() == folder.resolve()
     if store.get(expert_id) is not None or (folder.exists() and not in_place):
-        raise ExpertExistsError(f"expert {expert_id!r} exists already", "choose another id")
+        raise _taken(expert_id)
+
+
+def _taken(expert_id: str) -> ExpertExistsError:
+    return ExpertExistsError(f"expert {expert_id!r} exists already", "choose another id")
 
 
 def _base_digest(config: Config, source: Path) -> tuple[str, bool]:
@@ -181,6 +164,41 @@ def _base_digest(config: Config, source: Path) -> tuple[str, bool]:
             "set model.name to the base model that it was trained on",
         )
     return model.digest, bool(said)
+
+
+def _install(
+    store: FileExpertStore,
+    expert: Expert,
+    card: Mapping[str, object],
+    source: Path,
+    facts: AdapterFacts,
+) -> Expert:
+    """Copies the adapter into the expert's folder, and registers the expert; both or neither.
+
+    A folder that was in its place already is kept as an older version, whatever was in it.
+
+    Raises:
+        ExpertExistsError: Another process was faster.
+        ModelError: PEFT cannot use the adapter.
+        StorageError: The store cannot be written.
+    """
+    base = expert.model_architecture
+
+    def fill(building: Path) -> None:
+        from aios.backends.expert_export import check_adapter
+
+        copy_adapter(source, building, facts, base)
+        atomic_write_json(building / CONFIG_NAME, facts.config)  # as it came, to be checked
+        check_adapter(building)
+        atomic_write_json(building / CONFIG_NAME, plain_config(facts.config, base))
+        atomic_write_text(building / "README.md", render_model_card(expert, card))
+
+    def register(before: Expert | None) -> Expert:
+        if before is not None:
+            raise _taken(expert.expert_id)
+        return expert
+
+    return ExpertVersions(store).install(expert.expert_id, fill, register, card=card)
 
 
 def _notes(config: Config, facts: AdapterFacts, *, said: bool) -> tuple[str, ...]:

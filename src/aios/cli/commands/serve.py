@@ -12,26 +12,15 @@ import os
 import sys
 import tempfile
 from collections.abc import Sequence
-from pathlib import Path
 
 import click
 
-import aios
+from aios.app.own_program import command_of
 from aios.cli.commands.seal import model_option
 from aios.cli.options import Command, Common, common_options, config_option, load
 from aios.core.errors import UsageError
 
-NEEDED = ("fastapi", "prometheus_client", "uvicorn")
-# The current folder is no place to import from, unlike with `python -m`: whatever lies there is
-# not the program. The package's own folder comes last, for a source tree that is not installed.
-_PROGRAM = """
-import sys
-root = sys.argv.pop(1)
-sys.path[:] = [path for path in sys.path if path]
-sys.path += [root] if root not in sys.path else []
-from aios.web.__main__ import main
-main()
-"""
+NEEDED = ("fastapi", "multipart", "prometheus_client", "uvicorn")
 
 
 @click.command(
@@ -75,32 +64,46 @@ def serve(common: Common) -> None:
     machine only. Ctrl-C or SIGTERM stops it when the answers in flight are finished.
     """
     config = load(common).config
+    require_packages()
+    become_server("aios.web.__main__", config.model_dump_json(), flags_of(common))
+
+
+def require_packages() -> None:
+    """Checks that what serves is installed.
+
+    Raises:
+        UsageError: Something is missing.
+    """
     missing = [name for name in NEEDED if importlib.util.find_spec(name) is None]
     if missing:
         raise UsageError(
             f"serving needs packages that are not installed: {', '.join(missing)}",
             "pip install 'aios[web]'",
         )
+
+
+def flags_of(common: Common) -> list[str]:
+    """The flags that a server's program takes over from the command."""
     flags = {"--json": common.json_output, "--quiet": common.quiet, "--debug": common.debug}
-    become_server(config.model_dump_json(), [flag for flag, given in flags.items() if given])
+    return [flag for flag, given in flags.items() if given]
 
 
-def become_server(config: str, flags: Sequence[str]) -> None:
-    """Replaces this process by the server's program; returns only where that fails.
+def become_server(module: str, document: str, flags: Sequence[str]) -> None:
+    """Replaces this process by a server's program; returns only where that fails.
 
     Args:
-        config: The resolved config as JSON.
+        module: Whose ``main`` it is.
+        document: JSON for its standard input.
         flags: For the program.
 
     Raises:
         OSError: The system cannot start it.
     """
     with tempfile.TemporaryFile() as handle:  # has no name: nothing is left of it
-        handle.write(config.encode())
+        handle.write(document.encode())
         handle.flush()
         handle.seek(0)
         os.dup2(handle.fileno(), 0)
     for stream in (sys.stdout, sys.stderr):
         stream.flush()
-    root = str(Path(aios.__file__).parents[1])
-    os.execv(sys.executable, [sys.executable, "-c", _PROGRAM, root, *flags])
+    os.execv(sys.executable, command_of(module, flags))

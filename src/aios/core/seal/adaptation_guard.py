@@ -10,11 +10,13 @@ region too.
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+from aios.core.errors import RunInterrupted
 from aios.core.evaluation.ab_test import retention_requests
-from aios.core.protocols import LanguageModel
+from aios.core.protocols import LanguageModel, ShouldStop
 from aios.core.types import Score, ScoreRequest, TrainExample
 
 RETENTION_TEXT = """\
@@ -48,6 +50,34 @@ class LossChange:
     def rise(self) -> float:
         """After minus before."""
         return self.after - self.before
+
+
+class Breaks:
+    """Asks whether to stop, and keeps count of how long the asking took (a `ShouldStop`).
+
+    Attributes:
+        waited: Seconds that the asking took.
+    """
+
+    def __init__(self, should_stop: ShouldStop) -> None:
+        self._should_stop = should_stop
+        self.waited = 0.0
+
+    def __call__(self) -> bool:
+        """Whether to stop."""
+        began = time.monotonic()
+        stop = self._should_stop()
+        self.waited += time.monotonic() - began
+        return stop
+
+    def check(self) -> None:
+        """Ends the adaptation where it is to stop.
+
+        Raises:
+            RunInterrupted: It is.
+        """
+        if self():
+            raise RunInterrupted("the adaptation was stopped")
 
 
 def default_retention() -> tuple[ScoreRequest, ...]:

@@ -27,9 +27,10 @@ from itertools import zip_longest
 from typing import cast
 from weakref import WeakKeyDictionary
 
-from aios.core.errors import BackendError, RunInterrupted, UsageError
+from aios.core.errors import BackendError, UsageError
 from aios.core.protocols import LanguageModel, ShouldStop, TemporaryExpert, TrialBench, never
 from aios.core.seal.adaptation_guard import (
+    Breaks,
     LossChange,
     default_retention,
     example_requests,
@@ -90,6 +91,7 @@ class AdaptationRecord:
         expert: Digest of the expert's adapter that it is over; empty: the base model.
         kept: Whether the adapter is in use from then on.
         reason: Why it is not kept; empty where it is.
+        failed: Whether an error is why.
         passages: Ids of the passages that it was trained on, the new ones first.
         new: How many of them had not been learned before.
         examples: Training texts.
@@ -104,6 +106,7 @@ class AdaptationRecord:
     expert: str
     kept: bool
     reason: str = ""
+    failed: bool = False
     passages: tuple[str, ...] = ()
     new: int = 0
     examples: int = 0
@@ -134,6 +137,7 @@ class _Attempt:
     examples: tuple[TrainExample, ...] = ()
     metrics: TrialMetrics | None = None
     losses: dict[str, LossChange] = field(default_factory=dict)
+    failed: bool = False
 
     def record(self, seconds: float, reason: str) -> AdaptationRecord:
         """What to tell of it; `reason` is why it is not kept."""
@@ -141,6 +145,7 @@ class _Attempt:
             expert=self.origin.expert.adapter_digest,
             kept=not reason,
             reason=reason,
+            failed=self.failed,
             passages=tuple(passage.id for passage in self.passages),
             new=sum(passage.id not in self.origin.learned for passage in self.passages),
             examples=len(self.examples),
@@ -151,25 +156,6 @@ class _Attempt:
             retention_loss=self.losses.get("retention"),
             turns_loss=self.losses.get("turns"),
         )
-
-
-class _Breaks:
-    """Asks whether to stop, and keeps count of how long the asking took."""
-
-    def __init__(self, should_stop: ShouldStop) -> None:
-        self._should_stop = should_stop
-        self.waited = 0.0
-
-    def __call__(self) -> bool:
-        began = time.monotonic()
-        stop = self._should_stop()
-        self.waited += time.monotonic() - began
-        return stop
-
-    def check(self) -> None:
-        """Ends the adaptation where it is to stop."""
-        if self():
-            raise RunInterrupted("the adaptation was stopped")
 
 
 class TestTimeAdaptation:
@@ -244,12 +230,12 @@ class TestTimeAdaptation:
         attempt = _Attempt(origin, expert, passages, conversation_history)
         if all(passage.id in origin.learned for passage in passages):
             return expert, replace(attempt.record(0.0, NOTHING_NEW), passages=())
-        began, breaks = time.monotonic(), _Breaks(should_stop)
+        began, breaks = time.monotonic(), Breaks(should_stop)
         adapted: TemporaryExpert | None = None
         try:
             adapted, reason = self._try(attempt, adaptation_steps, breaks)
         except BackendError as error:  # out of memory, a loss that is no number, …
-            reason = f"it failed: {error.message}"
+            attempt.failed, reason = True, f"it failed: {error.message}"
         record = attempt.record(time.monotonic() - began - breaks.waited, reason)
         if adapted is None:
             return expert, record
@@ -271,7 +257,7 @@ class TestTimeAdaptation:
         )
 
     def _try(
-        self, attempt: _Attempt, steps: int, breaks: _Breaks
+        self, attempt: _Attempt, steps: int, breaks: Breaks
     ) -> tuple[TemporaryExpert | None, str]:
         """Trains, and compares; gives the adapted expert, or None and why there is none.
 
@@ -313,7 +299,7 @@ class TestTimeAdaptation:
         ]
         return "; ".join(found)
 
-    def _loss_of_expert(self, expert: LanguageModel, breaks: _Breaks) -> float | None:
+    def _loss_of_expert(self, expert: LanguageModel, breaks: Breaks) -> float | None:
         """Loss on unrelated text of an expert without adaptation; taken once for each."""
         key = (expert.digest, expert.adapter_digest)
         if key not in self._known_losses:
@@ -324,7 +310,7 @@ class TestTimeAdaptation:
 
     # ------------------------------------------------------------ training
 
-    def _examples(self, passages: Sequence[Passage], breaks: _Breaks) -> list[TrainExample]:
+    def _examples(self, passages: Sequence[Passage], breaks: Breaks) -> list[TrainExample]:
         """Training texts: the passages, then the items of their self-edits by turns."""
         edited: list[list[TrainExample]] = []
         for passage in passages:
@@ -354,7 +340,7 @@ class TestTimeAdaptation:
             yield replace(example, text=text, loss_spans=((len(prompt), len(text)),))
 
     def _train(
-        self, attempt: _Attempt, steps: int, breaks: _Breaks
+        self, attempt: _Attempt, steps: int, breaks: Breaks
     ) -> tuple[TemporaryExpert, TrialMetrics]:
         """Trains the adapter further, or a new one.
 

@@ -1,0 +1,212 @@
+"""Who may see pages and press buttons.
+
+- **Beyond loopback** a person signs in with the server's token and gets a cookie, which only this
+  site gets back (``SameSite=Strict``) and no script can read (``HttpOnly``). The cookie is signed
+  with a key made of a secret on disk and the token: it survives a restart, and another token ends
+  it.
+- **On loopback without a token** only requests to a loopback name are answered, so a name that is
+  re-bound to this machine (DNS rebinding) gains nothing.
+- **Forms** carry a code that belongs to the cookie, and their ``Origin`` must be this site's: a
+  page from elsewhere can post nothing.
+- **Content-Security-Policy**: scripts, styles and connections from this server alone, nothing
+  inline, no frames around the pages.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import os
+import secrets
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from http.cookies import CookieError, SimpleCookie
+from pathlib import Path
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.responses import PlainTextResponse, RedirectResponse, Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from aios.core.files import guarded, read_bytes
+from aios.web.security import is_loopback_name
+
+SESSION_SECONDS = 30 * 24 * 3600
+OPEN_PATHS = ("/login", "/static/", "/charts.css", "/health", "/ready")
+PAGE_POLICY = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; "
+    "connect-src 'self'; frame-src 'self'; form-action 'self'; base-uri 'none'; "
+    "frame-ancestors 'none'; require-trusted-types-for 'script'; trusted-types aios"
+)
+REPORT_POLICY = (  # our own reports: one file with its style in it, no scripts
+    "default-src 'none'; style-src 'unsafe-inline'; img-src data:; form-action 'none'; "
+    "base-uri 'none'; frame-ancestors 'self'; sandbox"
+)
+_HEADERS = {
+    "Cache-Control": "no-store",
+    "Content-Security-Policy": PAGE_POLICY,
+    "Cross-Origin-Opener-Policy": "same-origin",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Permissions-Policy": "camera=(), microphone=(), geolocation=()",
+    "Referrer-Policy": "same-origin",
+    "X-Content-Type-Options": "nosniff",
+}
+_SAFE_METHODS = frozenset({"GET", "HEAD"})
+
+
+def read_secret(file: Path) -> bytes:
+    """The secret that cookies are signed with; made where there is none.
+
+    Raises:
+        StorageError: It can be neither read nor made.
+    """
+    with guarded("make", file):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            descriptor = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        except FileExistsError:
+            found = read_bytes(file, 1024)
+            if len(found) == 32:
+                return found
+            file.unlink()  # cut short by a crash
+            return read_secret(file)
+        with os.fdopen(descriptor, "wb") as handle:
+            made = secrets.token_bytes(32)
+            handle.write(made)
+            return made
+
+
+@dataclass(frozen=True, slots=True)
+class Sessions:
+    """Makes and checks cookies and the codes of forms.
+
+    Args:
+        key: Signs both.
+        cookie: The cookie's name; cookies do not tell ports apart, so the port is in it.
+        secure: Whether the cookie goes over TLS alone.
+    """
+
+    key: bytes
+    cookie: str
+    secure: bool
+
+    @classmethod
+    def make(cls, secret: bytes, token: str | None, port: int, *, secure: bool) -> Sessions:
+        """The sessions of a server."""
+        key = _sign(secret, f"sessions:{token or ''}".encode())
+        return cls(key, f"aios_{port}", secure)
+
+    def begin(self) -> str:
+        """A new session's cookie value."""
+        text = f"{secrets.token_urlsafe(18)}.{int(time.time()) + SESSION_SECONDS}"
+        return f"{text}.{_sign(self.key, text.encode()).hex()}"
+
+    def id_of(self, value: str) -> str | None:
+        """The session of a cookie's value; None where it is not ours or is over."""
+        text, _, signature = value.rpartition(".")
+        if not hmac.compare_digest(_sign(self.key, text.encode()).hex(), signature):
+            return None
+        identity, _, until = text.partition(".")
+        return identity if until.isdigit() and int(until) > time.time() else None
+
+    def code(self, session: str) -> str:
+        """What forms of a session carry."""
+        return _sign(self.key, f"form:{session}".encode()).hex()
+
+    def header(self, value: str, *, seconds: int = SESSION_SECONDS) -> str:
+        """The ``Set-Cookie`` header of a value."""
+        secure = "; Secure" if self.secure else ""
+        return (
+            f"{self.cookie}={value}; Path=/; Max-Age={seconds}; HttpOnly; SameSite=Strict{secure}"
+        )
+
+    def sent(self, headers: Headers) -> str | None:
+        """The session of a request; None where it has none."""
+        try:
+            cookies = SimpleCookie(headers.get("cookie", "")[:8192])
+        except CookieError:
+            return None
+        found = cookies.get(self.cookie)
+        return self.id_of(found.value) if found is not None else None
+
+
+class PageGuard:
+    """Middleware: lets those in who may see pages, and gives each request its session.
+
+    Args:
+        app: The pages.
+        sessions: Cookies and codes.
+        token: What one signs in with; None: only requests to a loopback name are answered.
+    """
+
+    def __init__(self, app: ASGIApp, sessions: Sessions, token: str | None) -> None:
+        self.app = app
+        self.sessions = sessions
+        self._token = token
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Passes a request on, or answers it itself."""
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        headers = Headers(scope=scope)
+        session = self.sessions.sent(headers)
+        begun = None
+        refusal = self._refusal(scope, headers, session)
+        if refusal is None and session is None and self._token is None:
+            begun = self.sessions.begin()
+            session = self.sessions.id_of(begun)
+        scope.setdefault("state", {})["session"] = session
+        answer: Callable[[Scope, Receive, Send], Awaitable[None]] = refusal or self.app
+
+        async def with_headers(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                out = MutableHeaders(scope=message)
+                for name, value in _HEADERS.items():
+                    out.setdefault(name, value)
+                if begun is not None and not scope["path"].startswith("/static/"):
+                    out.append("Set-Cookie", self.sessions.header(begun))
+            await send(message)
+
+        await answer(scope, receive, with_headers)
+
+    def _refusal(self, scope: Scope, headers: Headers, session: str | None) -> Response | None:
+        if self._token is None and not is_loopback_name(headers.get("host", "")):
+            return _no("This server answers requests to localhost or a loopback address only.")
+        if scope["method"] not in _SAFE_METHODS and not _same_origin(scope, headers):
+            return _no("This was sent by a page of another site, so nothing was done.")
+        if self._token is None or session is not None or scope["path"].startswith(OPEN_PATHS):
+            return None
+        if scope["method"] in _SAFE_METHODS and "text/html" in headers.get("accept", ""):
+            return RedirectResponse("/login", 303)
+        return PlainTextResponse("Sign in first: open /login.", 401)
+
+
+def _no(text: str) -> Response:
+    return PlainTextResponse(f"{text}\n", 403)
+
+
+def _same_origin(scope: Scope, headers: Headers) -> bool:
+    """Whether a form was sent by a page of this server, by what the browser says of it."""
+    if headers.get("sec-fetch-site", "same-origin") not in ("same-origin", "none"):
+        return False
+    origin = headers.get("origin")
+    return (
+        origin is None or origin.lower() == f"{scope['scheme']}://{headers.get('host', '')}".lower()
+    )
+
+
+def right_code(sessions: Sessions, session: str | None, sent: str) -> bool:
+    """Whether a form's code is the one of its session; takes the same time however wrong it is."""
+    return session is not None and hmac.compare_digest(sessions.code(session), sent)
+
+
+def right_token(expected: str, sent: str) -> bool:
+    """Whether somebody knows the token; in constant time."""
+    return hmac.compare_digest(
+        hashlib.sha256(expected.encode()).digest(), hashlib.sha256(sent.encode()).digest()
+    )
+
+
+def _sign(key: bytes, text: bytes) -> bytes:
+    return hmac.new(key, text, hashlib.sha256).digest()
