@@ -245,6 +245,11 @@ def test_experts_of_another_base_model_are_not_offered_and_a_notice_says_so_once
         place.ask("where?", model="mills")
 
 
+def _lead_out(folder: Path) -> None:
+    shutil.rmtree(folder)
+    folder.symlink_to("/")
+
+
 @pytest.mark.parametrize(
     "damage",
     [
@@ -252,7 +257,7 @@ def test_experts_of_another_base_model_are_not_offered_and_a_notice_says_so_once
         lambda folder: (folder / "expert.json").write_text("{}"),
         lambda folder: (folder / "adapter_model.safetensors").unlink(),
         lambda folder: (folder / "adapter_model.safetensors").write_bytes(b"no adapter"),
-        lambda folder: (shutil.rmtree(folder), folder.symlink_to("/")),
+        _lead_out,
     ],
     ids=["card", "empty card", "no weights", "weights", "symlink"],
 )

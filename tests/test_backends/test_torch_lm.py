@@ -174,7 +174,8 @@ def test_chat_uses_the_template_of_the_model(lm: TorchLM) -> None:
     ("template", "messages"),
     [
         (
-            "{% if messages[0].role == 'system' %}{{ raise_exception('no system role') }}{% endif %}",
+            "{% if messages[0].role == 'system' %}"
+            "{{ raise_exception('no system role') }}{% endif %}",
             [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hello"}],
         ),
         (

@@ -74,5 +74,3 @@ class Visitor:
                 self.site.jobs.stop(job.id, at_once=True)
         self.client.close()
         self.assistant.close()
-
-

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from aios.cli.commands.seal import loaded_model_option
 from aios.cli.options import Command, Common, common_options, config_option, load
 from aios.core.errors import RunInterrupted, StorageError, UsageError
 from aios.core.seeds import derive
@@ -30,7 +31,7 @@ _MOST_BYTES = 16 * 2**20  # of a message on stdin
     short_help="Talk with a model and its experts.",
     examples=(
         "aios chat",
-        "aios chat --expert auto --no-tta",
+        "aios chat --expert harbours --no-tta",
         'aios chat --expert base --temperature 0 --json "What is a lighthouse for?"',
     ),
 )
@@ -40,39 +41,47 @@ _MOST_BYTES = 16 * 2**20  # of a message on stdin
     "expert",
     default="auto",
     metavar="ID",
-    help="Who answers: an expert's id, base, or auto (whoever fits a message; the default).",
+    help="Who answers: an expert's id (see `aios experts list`), base for the base model alone, or"
+    " auto for the experts that fit each message. Default: auto.",
 )
 @click.option(
     "--tta/--no-tta",
     "flag__adaptation__enabled",
     default=None,
-    help="Learn from the conversation while it goes on.  [adaptation.enabled]",
+    help="Whether a temporary adapter learns from a conversation while it goes on (test-time"
+    " adaptation); one MESSAGE teaches nothing.  [adaptation.enabled]",
 )
-@config_option("--system", "chat.system", metavar="TEXT", help="Text that stands before all.")
+@config_option(
+    "--system",
+    "chat.system",
+    metavar="TEXT",
+    help="Instructions that stand before the conversation.",
+)
 @click.option(
     "--session",
     metavar="NAME",
     help="Name of the conversation in the record of answers; a new one by default.",
 )
-@config_option("--max-new-tokens", "chat.max_new_tokens", int, metavar="N", help="Longest answer.")
 @config_option(
-    "--temperature", "chat.temperature", float, metavar="T", help="Softmax temperature; 0: greedy."
+    "--max-new-tokens", "chat.max_new_tokens", int, metavar="N", help="Longest answer, in tokens."
 )
 @config_option(
-    "--model",
-    "model.name",
-    metavar="MODEL",
-    help="Base model: a name from `aios models list`, a folder, a GGUF file, or a hub id.",
+    "--temperature",
+    "chat.temperature",
+    float,
+    metavar="T",
+    help="Randomness of the answers; 0: none.",
 )
+@loaded_model_option
 @common_options
 def chat(common: Common, message: str | None, expert: str, session: str | None) -> None:
     """Talk with a model and its experts.
 
-    With a MESSAGE, or with one on stdin, it is answered once. Without, a conversation begins:
-    answers come as they are written, Ctrl-C stops one, /help lists the commands, Ctrl-D ends.
+    A MESSAGE, here or on stdin, is answered once. Without one a conversation begins: answers come
+    as they are written, Ctrl-C stops one, /help lists the commands, Ctrl-D ends.
 
-    What was typed is kept in the user's state folder, readable by the user alone. Answers are
-    recorded without their texts.
+    What you type is kept in your state folder, readable by you alone, so that the arrow keys bring
+    it back. Of answers it is recorded who gave them and when, and not what they say.
     """
     config = load(common).config
     interactive = message is None and sys.stdin.isatty()

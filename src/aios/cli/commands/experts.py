@@ -49,7 +49,10 @@ def experts() -> None:
     """Look after experts.
 
     An expert is a small adapter (LoRA) over a base model. All are listed in
-    artifacts/experts/registry.json, and each has a folder beside it that PEFT loads as it is.
+    artifacts/experts/registry.json, and each has a folder beside it that PEFT (Hugging Face's
+    library of adapters) loads as it is.
+
+    Train one with `aios hrm-hf train-expert`.
     """
 
 
@@ -60,13 +63,16 @@ def experts() -> None:
     examples=("aios experts list", "aios experts list --active --category places --json"),
 )
 @click.option(
-    "--active/--inactive", "active", default=None, help="Only those that answer, or do not."
+    "--active/--inactive",
+    "active",
+    default=None,
+    help="Only those that answer messages, or do not.",
 )
 @click.option("--category", metavar="WORD", help="Only those of this category.")
 @click.option("--goal", metavar="GOAL", help="Only those that serve this goal, by id or text.")
-@click.option("--base-model", metavar="NAME", help="Only those over this base model.")
-@click.option("--parent", metavar="ID", help="Only the children of this expert.")
-@click.option("--trash", is_flag=True, help="List what was deleted and can be restored.")
+@click.option("--base-model", metavar="NAME", help="Only those of this base model.")
+@click.option("--parent", metavar="ID", help="Only those right below this expert in the tree.")
+@click.option("--trash", is_flag=True, help="List the deleted experts, which can be restored.")
 @common_options
 def list_experts(
     common: Common,
@@ -104,13 +110,13 @@ def list_experts(
     examples=("aios experts show harbours", "aios experts show harbours --documents --json"),
 )
 @expert_argument
-@click.option("--documents", is_flag=True, help="List all passages that it was trained on.")
+@click.option("--documents", is_flag=True, help="List all the passages, not the first ten.")
 @common_options
 def show(common: Common, expert_id: str, documents: bool) -> None:
     """Show what is known of an expert: its place, what it was made from, how well it does.
 
-    Each passage that it was trained on is listed with the mean loss of its questions before and
-    after, where they were validated on.
+    The first passages that it was trained on are listed, each with the mean loss of its questions
+    before and after the training, where its questions were used for validation.
     """
     from aios.cli.rendering import to_json, write_json
 

@@ -32,13 +32,15 @@ _PATH = click.Path(path_type=Path)  # what is there is looked at by the app
     "source",
     type=_PATH,
     required=True,
-    help="A folder with adapter_config.json and adapter_model.safetensors.",
+    help="A folder with adapter_config.json and adapter_model.safetensors; it is copied.",
 )
 @click.option("--name", default="", help="A name for people; the id by default.")
-@click.option("--description", default="", help="What the expert is for.")
+@click.option("--description", default="", help="What the expert knows, in a line.")
 @click.option("--category", default="", help="A word to group experts by.")
-@click.option("--goal", "goals", multiple=True, help="A goal that it serves. Repeatable.")
-@click.option("--parent", metavar="ID", help="The expert that it is put below.")
+@click.option(
+    "--goal", "goals", multiple=True, help="What it is for; messages are routed by it. Repeatable."
+)
+@click.option("--parent", metavar="ID", help="The expert that it is put below in the tree.")
 @common_options
 def create(
     common: Common,
@@ -52,8 +54,10 @@ def create(
 ) -> None:
     """Make an expert of an adapter in PEFT layout, which is checked and copied.
 
-    The adapter must be a plain LoRA adapter for the base model in use (model.name). Pickles,
-    symlinks and anything but configuration and weights are left out or refused.
+    PEFT layout is a folder with adapter_config.json and adapter_model.safetensors, which most
+    programs that train LoRA adapters write. The adapter must be a plain LoRA adapter for the base
+    model in use (model.name). Pickles, symlinks and anything but configuration and weights are left
+    out or refused.
     """
     from aios.cli.rendering import write_json
 
@@ -81,15 +85,17 @@ def create(
 )
 @expert_argument
 @click.option(
-    "--purge", is_flag=True, help="Remove it for good; or, of that id, what is in the trash."
+    "--purge",
+    is_flag=True,
+    help="Remove it for good, and what the trash holds of that id.",
 )
-@click.option("--yes", is_flag=True, help="Do not ask before it is removed for good.")
+@click.option("--yes", is_flag=True, help="Do not ask before something is removed for good.")
 @common_options
 def delete(common: Common, expert_id: str, purge: bool, yes: bool) -> None:
     """Move an expert to the trash, with its versions; `aios experts restore` brings it back.
 
-    Its children become roots of the tree. With --purge it is removed for good, and so is what
-    else of that id is in the trash.
+    Its children become roots of the tree. With --purge it is removed for good, and so is what the
+    trash holds of that id; the expert may be in the trash already.
     """
     from aios.cli.rendering import write_json, write_line
 
@@ -154,23 +160,24 @@ def restore(common: Common, name: str) -> None:
     type=click.Choice(("peft", "merged", "gguf-lora")),
     default="peft",
     show_default=True,
-    help="An adapter, a whole model, or an adapter as GGUF.",
+    help="What is written; see above.",
 )
 @click.option(
     "--output",
     type=click.Path(file_okay=False, path_type=Path),
     required=True,
-    help="The folder that the expert's folder or file is put into.",
+    help="Folder to write into; the expert gets a folder or file named by its id there.",
 )
 @click.option(
     "--base-name",
     metavar="NAME",
-    help="What the adapter names as its base model: what vLLM serves, say.",
+    help="Name of the base model to write into the adapter, such as the one that vLLM serves.",
 )
 @click.option(
     "--converter",
     type=_PATH,
-    help="llama.cpp's convert_lora_to_gguf.py, or its folder; LLAMA_CPP_DIR or PATH by default.",
+    help="llama.cpp's convert_lora_to_gguf.py, or its folder; looked for in LLAMA_CPP_DIR and PATH"
+    " by default.",
 )
 @click.option(
     "--timeout",
@@ -178,7 +185,7 @@ def restore(common: Common, name: str) -> None:
     default=600.0,
     show_default=True,
     metavar="SECONDS",
-    help="Time for the converter.",
+    help="Most time for the converter.",
 )
 @common_options
 def export(

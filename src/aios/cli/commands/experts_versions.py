@@ -53,7 +53,7 @@ def versions(common: Common, expert_id: str) -> None:
     "--to",
     type=click.IntRange(min=1),
     metavar="N",
-    help="The version; the newest older one if not given.",
+    help="Number of the version, see `aios experts versions`; by default the one before.",
 )
 @common_options
 def rollback(common: Common, expert_id: str, to: int | None) -> None:
@@ -88,15 +88,22 @@ def rollback(common: Common, expert_id: str, to: int | None) -> None:
     ),
 )
 @expert_argument
-@click.option("--passage", required=True, metavar="ID", help="The passage, as `show` lists it.")
+@click.option(
+    "--passage",
+    required=True,
+    metavar="ID",
+    help="Id of the passage, as `aios experts show` lists it.",
+)
 @click.option(
     "--dataset",
     type=INPUT_FILE,
     help="The file that the expert was trained on, if it is not in its place any more.",
 )
-@click.option("--keep-versions", is_flag=True, help="Keep older versions, though they hold it.")
-@click.option("--resume", is_flag=True, help="Go on with an interrupted training without it.")
-@click.option("--dry-run", is_flag=True, help="Say what it takes; do nothing.")
+@click.option(
+    "--keep-versions", is_flag=True, help="Keep the older versions that were trained on it, too."
+)
+@click.option("--resume", is_flag=True, help="Go on where this command was interrupted.")
+@click.option("--dry-run", is_flag=True, help="Say what would be done, and do nothing.")
 @common_options
 def forget(
     common: Common,

@@ -157,7 +157,7 @@ def unlink_expert(common: Common, goal: str, expert_id: str) -> None:
 @_expert_argument
 @common_options
 def list_for_expert(common: Common, expert_id: str) -> None:
-    """List the goals that an expert serves; one without an id was written by a training."""
+    """List the goals that an expert serves; one given in its training alone has no id."""
     from aios.cli.rendering import write_json
 
     config = load(common).config

@@ -71,6 +71,12 @@ model_option = config_option(
     help="Base model: a name from `aios models list`, a folder, a GGUF file, a hub id, or"
     " endpoint:ID for one on a server, which only writes.",
 )
+loaded_model_option = config_option(
+    "--model",
+    "model.name",
+    metavar="MODEL",
+    help="Base model: a name from `aios models list`, a folder, a GGUF file, or a hub id.",
+)
 generator_option = config_option(
     "--seal-generator",
     "seal.generator",

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 import click
 
 from aios.app.own_program import command_of
-from aios.cli.commands.seal import model_option
+from aios.cli.commands.seal import loaded_model_option
 from aios.cli.options import Command, Common, common_options, config_option, load
 from aios.core.errors import UsageError
 
@@ -29,9 +29,18 @@ NEEDED = ("fastapi", "multipart", "prometheus_client", "uvicorn")
     short_help="Serve the experts over an OpenAI-compatible API.",
     examples=("aios serve", "aios serve --host 0.0.0.0 --token-file token.txt"),
 )
-@config_option("--host", "serve.host", help="Address to listen on.", metavar="ADDRESS")
 @config_option(
-    "--port", "serve.port", click.IntRange(0, 65_535), help="Port; 0 for any free one.", metavar="N"
+    "--host",
+    "serve.host",
+    help="Address to listen on; beyond loopback a token is needed.",
+    metavar="ADDRESS",
+)
+@config_option(
+    "--port",
+    "serve.port",
+    click.IntRange(0, 65_535),
+    help="Port to listen on; 0: any free one.",
+    metavar="N",
 )
 @config_option(
     "--token-file",
@@ -44,7 +53,7 @@ NEEDED = ("fastapi", "multipart", "prometheus_client", "uvicorn")
     "--tls-certificate",
     "serve.tls_certificate",
     click.Path(exists=True, dir_okay=False),
-    help="Certificate chain (PEM).",
+    help="Certificate chain (PEM), for HTTPS.",
     metavar="FILE",
 )
 @config_option(
@@ -54,14 +63,15 @@ NEEDED = ("fastapi", "multipart", "prometheus_client", "uvicorn")
     help="Its private key (PEM).",
     metavar="FILE",
 )
-@model_option
+@loaded_model_option
 @common_options
 def serve(common: Common) -> None:
     """Serve the experts over an OpenAI-compatible API.
 
-    Models are the base model, each active expert, and auto, which picks experts for each message.
-    Any client of the OpenAI API can use them. Without a token the server can be reached from this
-    machine only. Ctrl-C or SIGTERM stops it when the answers in flight are finished.
+    Any client of the OpenAI API can use it, at http://ADDRESS:PORT/v1. Its models are "base" (the
+    base model), each active expert by its id, and "auto", which picks experts for each message.
+    Without a token the server can be reached from this machine only. Ctrl-C or SIGTERM stops it
+    when the answers that are being written are finished.
     """
     config = load(common).config
     require_packages()

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from aios.cli.commands.seal import model_option
+from aios.cli.commands.seal import loaded_model_option
 from aios.cli.commands.serve import become_server, flags_of, require_packages
 from aios.cli.options import (
     Command,
@@ -59,7 +59,7 @@ from aios.cli.options import (
     help="Its private key (PEM).",
     metavar="FILE",
 )
-@model_option
+@loaded_model_option
 @common_options
 def web(common: Common, data: tuple[Path, ...], open_browser: bool) -> None:
     """Open Subbrains Manager: experts, runs, chat and settings in the browser.
