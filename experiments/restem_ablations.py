@@ -19,7 +19,7 @@ import argparse
 import json
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -99,7 +99,10 @@ def run_all(variants: Sequence[Variant], data: Path, default: Path, output: Path
         if (RESULTS / f"{slug(variant.name)}.json").exists():
             continue
         print(f"{variant.name} …", file=sys.stderr, flush=True)
-        keep(variant.name, variant.settings, run_variant(variant, data, default, output, model))
+        state = run_variant(variant, data, default, output, model)
+        keep(variant.name, variant.settings, state)
+        if any(text.startswith("restem.baseline=") for text in variant.settings):
+            judge_by(default, output / slug(variant.name), variant)
 
 
 def run_variant(
@@ -144,6 +147,38 @@ def keep(name: str, settings: Sequence[str], state: ReSTEMState) -> None:
     result = {"variant": name, "settings": list(settings), "rounds": rounds}
     text = json.dumps(result, indent=1) + "\n"
     (RESULTS / f"{slug(name)}.json").write_text(text, encoding="utf-8")
+
+
+def judge_by(default: Path, run: Path, variant: Variant) -> None:
+    """Puts a variant's held-out passages on the default's baseline.
+
+    A run reports improvements over its own baseline, and this variant has another one. What its
+    self-edits lead to is subtracted from what the default's baseline leads to; as in a run, a
+    self-edit that the filter left out counts as no improvement.
+    """
+    baselines: dict[str, list[float]] = {}
+    for file in sorted(default.glob("rounds/*/held_out.jsonl")):
+        for passage, found, _ in held_out(file):
+            baselines.setdefault(passage, []).extend(before for before, _ in found)
+    path = RESULTS / f"{slug(variant.name)}.json"
+    result = json.loads(path.read_text(encoding="utf-8"))
+    for row in result["rounds"]:
+        file = run / "rounds" / str(row["round"]) / "held_out.jsonl"
+        row["held_out_own_baseline"] = row["held_out"]
+        row["held_out"] = {
+            passage: sum(float(np.mean(baselines[passage])) - after for _, after in found) / asked
+            for passage, found, asked in held_out(file)
+        }
+    path.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+
+
+def held_out(file: Path) -> Iterator[tuple[str, list[tuple[float, float]], int]]:
+    """Passages, the losses before and after each self-edit, and how many were asked for."""
+    for line in file.read_text(encoding="utf-8").splitlines():
+        record = json.loads(line)
+        rewards = [one["reward"] for one in record["candidates"] if one["reward"]]
+        pairs = [(reward["before"], reward["after"]) for reward in rewards]
+        yield record["passage_id"], pairs, record["asked"]
 
 
 def slug(name: str) -> str:
