@@ -143,7 +143,7 @@ def test_the_default_is_five_steps() -> None:
     (job,) = bench.jobs
     assert job.max_steps == 5
     assert job.recipe.rank == 4
-    assert job.recipe.learning_rate == 1e-5
+    assert job.recipe.learning_rate == 1e-3
     assert job.initial is None
 
 

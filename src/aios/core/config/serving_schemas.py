@@ -55,7 +55,7 @@ class AdaptationConfig(Section):
     steps: int = Field(default=8, ge=1, le=1000, description="Training steps of an adaptation")
     rank: int = Field(default=4, ge=1, le=256, description="LoRA rank r")
     alpha: int = Field(default=8, ge=1, le=4096, description="LoRA scale numerator")
-    learning_rate: float = Field(default=1e-5, gt=0, le=1, description="Peak learning rate")
+    learning_rate: float = Field(default=1e-3, gt=0, le=1, description="Peak learning rate")
     strategy: str = Field(
         default="auto", description="What self-edits are made of what was said; auto: the recipe's"
     )

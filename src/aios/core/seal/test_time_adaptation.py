@@ -73,7 +73,7 @@ class AdaptationSettings:
 
     rank: int = 4
     alpha: int = 8
-    learning_rate: float = 1e-5
+    learning_rate: float = 1e-3
     batch_size: int = 4
     max_passages: int = 4
     max_examples: int = 32
