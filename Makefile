@@ -23,6 +23,8 @@ NEEDED := Python 3.10 to 3.13 is needed. Name one like this: make PYTHON=python3
 FAST := not slow and not model and not browser and not gpu
 # Alone on the machine: they have all cores to themselves, or watch the clock or the memory.
 LONG := (slow or model) and not browser and not gpu
+# In a real browser, which is skipped where none is installed; some need the model, too.
+BROWSER := browser and not gpu
 # Workers take the tests in their order, and those of others when they are done: a module's are
 # mostly run by one of them, so what they share is mostly set up once.
 PARALLEL := -n $(WORKERS) --dist worksteal
@@ -91,7 +93,12 @@ docs: $(READY) ## Build the documentation into site/
 .PHONY: test
 test: $(READY) ## Run all tests that this machine can run, with coverage
 	$(call step,fast tests with coverage,$(BIN)/python -m pytest -q -m "$(FAST)" $(PARALLEL) --cov --cov-report= --cov-fail-under=0 $(PYTEST) $(NONE))
-	$(call step,long tests with coverage,$(BIN)/python -m pytest -q -m "$(LONG)" --cov --cov-append --cov-report=term $(PYTEST) $(NONE))
+	$(call step,long tests with coverage,$(BIN)/python -m pytest -q -m "$(LONG)" --cov --cov-append --cov-report= --cov-fail-under=0 $(PYTEST) $(NONE))
+	$(call step,browser tests with coverage,$(BIN)/python -m pytest -q -m "$(BROWSER)" --cov --cov-append --cov-report=term $(PYTEST) $(NONE))
+
+.PHONY: test-browser
+test-browser: $(READY) ## Run the tests in a real browser (Chromium, found by name or AIOS_CHROMIUM)
+	$(call step,browser tests,$(BIN)/python -m pytest -q -m "$(BROWSER)" $(PYTEST))
 
 .PHONY: check
 check: $(READY) ## Check style, types, layers, documentation, and run the fast tests

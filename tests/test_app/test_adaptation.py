@@ -134,6 +134,8 @@ def test_adaptations_build_on_each_other_and_can_be_taken_back() -> None:
         assert (mean_loss(second, ON_LOCKER) or 9) < (mean_loss(first, ON_LOCKER) or 0)
         assert (mean_loss(second, ON_RUFUS) or 9) <= (mean_loss(first, ON_RUFUS) or 0)
         assert adapters.undo("a")
+        assert [record.kept for record in adapters.history("a")] == [True, False]
+        assert adapters.history("a")[-1].reason == "taken back"
         assert own(adapters, "a") is first
         note(adapters, "a", RUFUS, LOCKER)  # what was taken back is not learned again
         assert own(adapters, "a") is first

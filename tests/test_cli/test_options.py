@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 
 from aios.cli.aios import run
-from aios.cli.options import Common, load, overrides, parse_size, user_config_file
+from aios.cli.options import Common, load, overrides, user_config_file
 from aios.core.errors import ConfigError
+from aios.core.sizes import parse_size
 
 
 @pytest.mark.parametrize(

@@ -36,7 +36,8 @@ class Visitor:
         data: tuple[Path, ...] = (),
     ) -> None:
         self.artifacts = folder / "artifacts"
-        given = ("model.name=scripted", f"paths.artifacts={self.artifacts}", *overrides)
+        own = (f"paths.artifacts={self.artifacts}", f"seal.cache_dir={folder / 'seal_cache'}")
+        given = ("model.name=scripted", *own, *overrides)
         self.settings = PageSettings(overrides=given, env={})
         self.assistant = LateAssistant(lambda: open_assistant(self.settings.loaded().config))
         self.site = Site(self.settings, self.assistant, data)

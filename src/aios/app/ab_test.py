@@ -7,7 +7,7 @@ import platform
 import shlex
 import shutil
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from typing import Any
 import psutil
 
 from aios.app.ab_data import ABJob, prepare_ab_data, read_ab_input
+from aios.app.ab_progress import planned_arms
 from aios.app.composition import describe_strategy, recipe_for, started_run
 from aios.app.generators import check_generator, describe_generator
 from aios.app.models import load_model, load_trainer
@@ -136,7 +137,7 @@ def _run_arms(job: ABJob, data: ABData, resume: bool) -> dict[str, list[ArmRun]]
     for arm in arms:
         if arm not in UNTRAINED:
             job.refuse_leakage(experiment.examples(arm), (*data.selection, *data.report))
-    planned = list(_plan(config))
+    planned = list(planned_arms(config.ab_test.arms, config.ab_test.seeds))
     began = time.monotonic()
     run.emit(StageStarted("arms", len(planned), "arms and seeds"))
     with Journal(run.directory.path / "arms.journal", _fingerprint(job, data)) as journal:
@@ -156,13 +157,6 @@ def _run_arms(job: ABJob, data: ABData, resume: bool) -> dict[str, list[ArmRun]]
             run.emit(StageProgress("arms", done, f"{arm}, seed {number}"))
     run.emit(StageFinished("arms", time.monotonic() - began))
     return arms
-
-
-def _plan(config: Config) -> Iterator[tuple[str, int]]:
-    for number in range(config.ab_test.seeds):
-        for arm in config.ab_test.arms:
-            if number == 0 or arm not in UNTRAINED:
-                yield arm, number
 
 
 def _fingerprint(job: ABJob, data: ABData) -> dict[str, object]:

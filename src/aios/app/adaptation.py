@@ -43,6 +43,7 @@ from aios.storage import activity_records
 Chosen = Sequence[tuple[str, AdapterRef]]  # ids and adapters of the experts that answered
 
 UNDO_STEPS = 3  # adaptations of a session that can be taken back
+TAKEN_BACK = "taken back"  # the reason of one that was
 _EXPERTS = 4  # of a session that have an adapter of its own over them
 _RECORDS = 100  # adaptations of a session that are told of
 _EXCLUDED = 256  # passages of a session that were taken back and are not learned again
@@ -65,6 +66,7 @@ class _Kept:
     key: str
     before: TemporaryExpert | None
     learned: tuple[str, ...]
+    told: activity_records.AdaptationRecord
 
 
 @dataclass(slots=True)
@@ -192,6 +194,9 @@ class SessionAdapters:
                 return False
             kept = found.undo.pop()
             self._counts.undone += 1
+            undone = replace(kept.told, kept=False, reason=TAKEN_BACK)
+            records = [undone if record is kept.told else record for record in found.records]
+            found.records = deque(records, maxlen=_RECORDS)
             if kept.before is None:
                 found.adapters.pop(kept.key, None)
             else:
@@ -200,7 +205,7 @@ class SessionAdapters:
             return True
 
     def history(self, session: str) -> tuple[activity_records.AdaptationRecord, ...]:
-        """The session's adaptations, those that were dropped too, the latest last."""
+        """The session's adaptations, dropped and taken back ones too, the latest last."""
         with self._changed:
             found = self._sessions.get(session)
             return tuple(found.records) if found is not None else ()
@@ -352,7 +357,7 @@ class SessionAdapters:
             self._counts.kept += record.kept
             if adapted is not None:
                 before = found.adapters.get(turn.key)
-                found.undo.append(_Kept(turn.key, before, record.passages[: record.new]))
+                found.undo.append(_Kept(turn.key, before, record.passages[: record.new], told))
                 found.adapters[turn.key] = adapted
                 found.adapters.move_to_end(turn.key)
             while len(found.adapters) > _EXPERTS:

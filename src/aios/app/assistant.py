@@ -12,6 +12,7 @@ from __future__ import annotations
 import secrets
 import threading
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -99,6 +100,10 @@ class Assistant:
     def model(self) -> LanguageModel:
         """The base model, for its name and token counts."""
         return self._writer.model
+
+    def between(self) -> AbstractContextManager[LanguageModel]:
+        """The base model for a short block in which nothing else is written (`Writer.between`)."""
+        return self._writer.between()
 
     def models(self) -> tuple[ServedModel, ...]:
         """Everything that can be asked for: ``auto``, ``base``, and the experts that answer."""

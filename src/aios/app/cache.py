@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from aios.app.composition import (
@@ -19,16 +19,19 @@ from aios.app.composition import (
 from aios.app.generation_plan import check_input, read_input
 from aios.app.generators import check_generator, writing_model
 from aios.app.models import load_model
+from aios.app.remembered import Remembered
 from aios.core.config.schemas import Config
 from aios.core.data.rejects import Reject
 from aios.core.data.writers import write_rejects
 from aios.core.errors import RunInterrupted, UsageError
 from aios.core.events import StageFinished, StageProgress, StageStarted
 from aios.core.protocols import Emit, LanguageModel, ShouldStop, ignore, never
+from aios.core.seal.cache import CacheStats, SelfEditCache
+from aios.core.seal.cache_usage import past_usage
 from aios.core.seal.self_edit_generator import SelfEditGenerator
 from aios.core.types import Failure, Passage
 
-__all__ = ["WarmReport", "open_cache", "warm_cache"]
+__all__ = ["CacheLook", "WarmReport", "open_cache", "warm_cache"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +66,29 @@ class WarmReport:
     seconds: float
     strategy: str
     strategy_source: str
+
+
+class CacheLook:
+    """Looks at the cache for pages, which ask often: entries are counted when there are others."""
+
+    def __init__(self) -> None:
+        self._counted = Remembered(lambda folder: SelfEditCache(folder, 0).stats())
+
+    def of(self, config: Config) -> CacheStats:
+        """What the config's cache holds, and how much it helped.
+
+        Raises:
+            StorageError: The folder cannot be listed.
+        """
+        folder = config.seal.cache_dir
+        runs = past_usage(folder)
+        return replace(
+            self._counted.get(folder),
+            limit_bytes=open_cache(config).max_bytes,
+            hits=sum(run.hits for run in runs),
+            misses=sum(run.misses for run in runs),
+            runs=tuple(runs),
+        )
 
 
 @dataclass(slots=True)

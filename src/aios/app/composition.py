@@ -147,8 +147,9 @@ def build_generator(
     *,
     cache: SelfEditCache | None,
     emit: Emit = ignore,
+    prompts: PromptBuilder | None = None,
 ) -> SelfEditGenerator:
-    """The self-edit generator that the config describes."""
+    """The self-edit generator that the config describes; with other prompts, if there are any."""
     seal = config.seal
     return SelfEditGenerator(
         model,
@@ -160,7 +161,7 @@ def build_generator(
         cache=cache,
         filter_settings=filter_settings(config),
         embedder=build_embedder(config, model),
-        prompts=build_prompts(config),
+        prompts=prompts or build_prompts(config),
         batch_size=seal.batch_size,
         deadline_seconds=seal.max_generation_time,
         max_retries=seal.max_retries,

@@ -282,9 +282,12 @@ class Conversation:
         Raises:
             StorageError: It cannot be written.
         """
+        atomic_write_json(path, self.document())
+
+    def document(self) -> dict[str, object]:
+        """The conversation as `save` writes it."""
         spoken = [message.as_json() for message in self._messages]
-        document = {"format": _FORMAT, "version": 1, "system": self.system, "messages": spoken}
-        atomic_write_json(path, document)
+        return {"format": _FORMAT, "version": 1, "system": self.system, "messages": spoken}
 
     def load(self, path: Path) -> None:
         """Takes over what a file holds, and forgets what was said.
@@ -295,18 +298,29 @@ class Conversation:
             StorageError: It cannot be read, is too large, or is no JSON.
             DataError: It holds no conversation.
         """
-        document = read_json(path, _MAX_FILE_BYTES)
-        system = ""
+        self.take_over(read_json(path, _MAX_FILE_BYTES), str(path))
+
+    def take_over(self, document: object, name: str) -> None:
+        """Takes over a document, and forgets what was said.
+
+        Args:
+            document: What `document` gave, or a list of messages.
+            name: What it is called in errors.
+
+        Raises:
+            DataError: It holds no conversation.
+        """
+        system: object = ""
         if isinstance(document, dict):
             if document.get("format", _FORMAT) != _FORMAT:
-                raise DataError(f"{path} is no conversation: its format is another")
+                raise DataError(f"{name} is no conversation: its format is another")
             system = document.get("system", "")
             document = document.get("messages")
         try:
-            system = check_text(system, "system")
+            text = check_text(system, "system")
             messages = check_messages(document) if document != [] else ()
         except UsageError as error:
-            raise DataError(f"{path} is no conversation: {error.message}", error.remedy) from None
+            raise DataError(f"{name} is no conversation: {error.message}", error.remedy) from None
         own = [message.content for message in messages if message.role == "system"]
-        self.system = "\n\n".join(own) or system
+        self.system = "\n\n".join(own) or text
         self._messages = [message for message in messages if message.role != "system"]

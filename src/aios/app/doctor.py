@@ -14,7 +14,7 @@ import platform
 import re
 import shutil
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -36,7 +36,7 @@ from aios.app.strategies import auto_choice, list_strategies
 from aios.backends import model_store
 from aios.backends.models import ENDPOINT_PREFIX, ModelSource, installed_model, known_models
 from aios.core.config.schemas import Config
-from aios.core.errors import AIOSError
+from aios.core.errors import AIOSError, ConfigError
 from aios.core.seal.prompt_templates import AUTO
 from aios.core.seal.strategy_mix import resolve_mix
 
@@ -84,6 +84,31 @@ def run_doctor(config: Config, *, probe: TorchProbe | None = None) -> list[Check
     checks += [_check_model(config), _check_config(config), _check_strategies(config)]
     checks += _check_write_access(config)
     return checks + _check_extras()
+
+
+def check_quickly(config: Config) -> list[Check]:
+    """The checks that take milliseconds: memory, disks, and whether the model is there."""
+    checks = [_check_memory(config), *_check_disk(config)]
+    if not config.model.name.startswith(ENDPOINT_PREFIX):  # it would have to be asked
+        checks.append(_check_model(config, checksums=False))
+    return checks
+
+
+def examine(load: Callable[[], Config]) -> tuple[list[Check], ConfigError | None]:
+    """All checks; where the config is wrong, that is a failed check and the rest use defaults.
+
+    Args:
+        load: Gives the config in force.
+
+    Returns:
+        The checks, and what is wrong with the config; None where it is well.
+    """
+    try:
+        return run_doctor(load()), None
+    except ConfigError as error:
+        broken = Check("config", "error", error.message, error.remedy)
+        others = [check for check in run_doctor(Config()) if check.name != "config"]
+        return [broken, *others], error
 
 
 def _check_python() -> Check:
@@ -203,7 +228,7 @@ def _find_model(config: Config) -> tuple[ModelSource | None, AIOSError | None]:
         return None, error
 
 
-def _check_model(config: Config) -> Check:
+def _check_model(config: Config, *, checksums: bool = True) -> Check:
     name = "base model"
     if config.model.name.startswith(ENDPOINT_PREFIX):
         return _check_endpoint(config)
@@ -226,7 +251,7 @@ def _check_model(config: Config) -> Check:
             f"run `{pull}`",
         )
     manifest = model_store.read_manifest(source.path)
-    damage = model_store.find_damage(source.path, manifest, checksums=True) if manifest else ""
+    damage = model_store.find_damage(source.path, manifest, checksums=checksums) if manifest else ""
     if damage:
         return Check(
             name,
@@ -234,7 +259,7 @@ def _check_model(config: Config) -> Check:
             f"{source.name} in {source.path}: {damage}",
             f"run `aios models pull {source.name}`, which makes it again",
         )
-    checked = ", checksums right" if manifest else ""
+    checked = ", checksums right" if manifest and checksums else ""
     return Check(name, "ok", f"{source.name} ({source.kind}), {source.path}{checked}")
 
 

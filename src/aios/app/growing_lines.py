@@ -33,6 +33,11 @@ class NewLines:
         self._skipping = False  # within a line that is too long
         self.too_long = 0
 
+    @property
+    def position(self) -> int:
+        """Where the line that was given last ends, with its end, in bytes."""
+        return self._position
+
     def replaced(self) -> bool:
         """Whether the file is another one than before or was cut; then it is read anew."""
         try:

@@ -143,7 +143,9 @@ def _reasons(inspection: Inspection) -> list[ReasonRow]:
     total = sum(count for _, count in counts) or 1
     most = max((count for _, count in counts), default=1)
     return [
-        ReasonRow(row.reason, row.edits, row.items, _percent(count / total), _bar(count / most))
+        ReasonRow(
+            row.reason, row.edits, row.items, _percent(count / total), share_bar(count / most)
+        )
         for row, count in counts
     ]
 
@@ -155,7 +157,7 @@ def _strategies(inspection: Inspection) -> list[StrategyRow]:
             row.kept,
             row.dropped,
             _percent(row.share_dropped),
-            _bar(row.share_dropped or 0.0),
+            share_bar(row.share_dropped or 0.0),
         )
         for row in inspection.strategies
     ]
@@ -163,10 +165,11 @@ def _strategies(inspection: Inspection) -> list[StrategyRow]:
 
 def _score_cards(inspection: Inspection) -> list[ScoreCard]:
     first = [inspection.tokens_generated] if inspection.tokens_generated else []
-    return [_score_card(score) for score in (*first, *inspection.scores)]
+    return [score_card(score) for score in (*first, *inspection.scores)]
 
 
-def _score_card(score: ScoreSummary) -> ScoreCard:
+def score_card(score: ScoreSummary) -> ScoreCard:
+    """How a page shows the distribution of a score."""
     ends = _score(score.low), _score(score.high)
     worse = {"high": "high is bad", "low": "low is bad"}.get(score.worse, "")
     if score.low == score.high:
@@ -203,7 +206,8 @@ def _histogram(score: ScoreSummary, label: str) -> Markup:
     )
 
 
-def _bar(share: float) -> Markup:
+def share_bar(share: float) -> Markup:
+    """A bar for a share of one, as inline SVG."""
     width = round(_BAR * min(1.0, max(0.0, share)), 1)
     return Markup(  # numbers alone
         f'<svg class="bar" viewBox="0 0 {_BAR} 10" aria-hidden="true">'

@@ -247,11 +247,11 @@ class Values:
         self._counts: Counter[float] = Counter()
         self._sum = 0.0
 
-    def add(self, value: float) -> None:
+    def add(self, value: float, times: int = 1) -> None:
         """Counts a finite value."""
         value = four_digits(value)
-        self._sum += value
-        self._counts[value] += 1
+        self._sum += value * times
+        self._counts[value] += times
 
     def summary(self) -> ScoreSummary | None:
         """The distribution; None without values."""

@@ -66,6 +66,11 @@ def is_offline(config: Config) -> bool:
     return config.model.offline or os.environ.get("HF_HUB_OFFLINE", "").lower() in _TRUE
 
 
+def models_folder(config: Config) -> Path:
+    """Where fetched models are kept."""
+    return model_store.models_folder(config.model.cache_dir)
+
+
 def list_models(config: Config) -> list[ModelInfo]:
     """The known models, those that were used before, and the one that the config names."""
     names = [model.name for model in known_models()]

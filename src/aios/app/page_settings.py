@@ -11,14 +11,16 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
+from aios.app.composition import check_strategy
 from aios.core.config import keys
 from aios.core.config.loader import LoadedConfig, load_config
-from aios.core.errors import StorageError, UsageError
+from aios.core.config.schemas import Config
+from aios.core.errors import ConfigError, StorageError, UsageError
 from aios.core.files import atomic_write_json, locked, read_json
 
 FILE = "settings.json"
-SOURCE = "changed in the browser"
 FIXED = ("paths.", "serve.")  # where the server itself works: only its command line says
+_NAMES_STRATEGIES = ("seal.strategy", "seal.prompts_file")  # checked beyond the config
 _MOST = 500
 
 
@@ -59,7 +61,7 @@ class PageSettings:
         """
         found = read_json(self.folder / FILE, default={})
         if not isinstance(found, dict):
-            raise StorageError(f"{self.folder / FILE} is corrupt", "Delete it.")
+            raise StorageError(f"{self.folder / FILE} is corrupt", "Reset all settings.")
         return {str(key): str(value) for key, value in list(found.items())[:_MOST]}
 
     def loaded(self) -> LoadedConfig:
@@ -71,23 +73,40 @@ class PageSettings:
         """
         changed = self.changed()
         if self._seen is None or self._seen[0] != changed:
-            self._seen = (changed, self._load(changed))
+            try:
+                self._seen = (changed, self._load(changed))
+            except ConfigError as error:
+                raise ConfigError(error.message, "Reset it on the page Settings.") from error
         return self._seen[1]
+
+    def loaded_with(self, chosen: Mapping[str, str]) -> Config:
+        """The settings in force with some chosen for once; nothing is kept.
+
+        Raises:
+            ConfigError: A key or value is wrong.
+            StorageError: The file of changes cannot be read.
+        """
+        return self._load({**self.changed(), **chosen}).config if chosen else self.loaded().config
 
     def change(self, key: str, value: str) -> None:
         """Sets a key, if all settings are valid with it.
 
         Raises:
-            ConfigError: The key or value is wrong.
-            UsageError: The key is the server's own.
+            ConfigError: There is no such key, or the value is wrong.
+            UsageError: The key is the server's own, or there is no such strategy.
             StorageError: It cannot be kept.
         """
-        if key.startswith(FIXED):
+        path = keys.split(key)
+        found = keys.find(path)
+        if found is None or found.section or found.dotted != key:
+            raise ConfigError(f"{key} is no setting", keys.advice(path) if found is None else "")
+        if is_fixed(key):
             raise UsageError(f"{key} cannot be changed here", "Start the server with another one.")
-        keys.find(keys.split(key))
         with locked(self.folder / ".lock"):
             wanted = {**self.changed(), key: value}
-            self._load(wanted)
+            config = self._load(wanted).config
+            if key in _NAMES_STRATEGIES:
+                check_strategy(config)
             atomic_write_json(self.folder / FILE, wanted)
 
     def reset(self, key: str | None = None) -> None:
@@ -101,12 +120,15 @@ class PageSettings:
             atomic_write_json(self.folder / FILE, left)
 
     def _load(self, changed: Mapping[str, str]) -> LoadedConfig:
-        texts = [f"{key}={value}" for key, value in changed.items()]
-        loaded = load_config(
+        return load_config(
             config_file=self._config_file,
-            overrides=(*self._overrides, *texts),
+            overrides=self._overrides,
             env=self._env,
             user_file=self._user_file,
+            changes=changed,
         )
-        sources = {**loaded.sources, **dict.fromkeys(changed, SOURCE)}
-        return LoadedConfig(loaded.config, sources, loaded.notes)
+
+
+def is_fixed(key: str) -> bool:
+    """Whether a key is the server's own, which pages cannot change."""
+    return key.startswith(FIXED)

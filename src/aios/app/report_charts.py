@@ -128,7 +128,7 @@ def charts(
     return {
         "losses": _loss_forest(document),
         "accuracies": _accuracy_forest(document),
-        "curves": _learning_curves(document),
+        "curves": learning_curves(document),
         "questions": _question_dots(changes, printable),
     }
 
@@ -196,36 +196,57 @@ def _forest_row(
     )
 
 
-def _learning_curves(document: Document) -> Markup | None:
-    """Validation loss by tokens: a line an arm, its band over seeds, best checkpoints marked."""
-    series = []
-    for name, arm in document["arms"].items():
-        curves, marks = [], []
-        for run in arm["runs"]:
-            points_of_run = [p for p in run["curve"] if p["validation_loss"] is not None]
-            if len(points_of_run) > 1:
-                curves.append([(p["tokens"], p["validation_loss"]) for p in points_of_run])
-                marks += [
-                    (p["tokens"], p["validation_loss"])
-                    for p in points_of_run
-                    if p["step"] == run["best_step"]
-                ]
-        if curves:
-            mean, band = _mean_and_band(curves)
-            traces = curves if len(curves) > 1 else []
-            style = _STYLES.get(name, len(_STYLES))
-            series.append(Series(name, style, mean, band, traces, marks))
+def learning_curves(document: Document) -> Markup | None:
+    """Validation loss by tokens: a line an arm, its band over seeds, best checkpoints marked.
+
+    Args:
+        document: Its ``arms`` with their ``runs`` are drawn, with what they have of a ``curve``;
+            those of an experiment that goes on will do.
+    """
+    found = [
+        curve_of(name, _STYLES.get(name, len(_STYLES)), arm["runs"])
+        for name, arm in document["arms"].items()
+    ]
+    return draw_curves([one for one in found if one is not None], id="curves")
+
+
+def draw_curves(series: Sequence[Series], *, id: str, of: str = "") -> Markup | None:
+    """A chart of learning curves; None without any.
+
+    Args:
+        series: What `curve_of` gave.
+        id: Unique in the page.
+        of: What they are of, for screen readers.
+    """
     if not series:
         return None
     ends = "; ".join(f"{s.name}: lowest {min(y for _, y in s.points):.2f}" for s in series)
     return line_chart(
         series,
-        id="curves",
-        title="Learning curves",
+        id=id,
+        title=f"Learning curves{f' of {of}' if of else ''}",
         desc=f"Validation loss by tokens trained on. {ends}",
         x_label="tokens trained on",
         y_label="loss per answer token (nats)",
     )
+
+
+def curve_of(name: str, style: int, runs: Sequence[Mapping[str, Any]]) -> Series | None:
+    """The learning curve of an arm over its seeds; None where nothing was evaluated twice."""
+    curves, marks = [], []
+    for run in runs:
+        points_of_run = [p for p in run["curve"] if p["validation_loss"] is not None]
+        if len(points_of_run) > 1:
+            curves.append([(p["tokens"], p["validation_loss"]) for p in points_of_run])
+            marks += [
+                (p["tokens"], p["validation_loss"])
+                for p in points_of_run
+                if p["step"] == run["best_step"]
+            ]
+    if not curves:
+        return None
+    mean, band = _mean_and_band(curves)
+    return Series(name, style, mean, band, curves if len(curves) > 1 else [], marks)
 
 
 def _mean_and_band(curves: Sequence[Curve]) -> tuple[Curve, list[tuple[float, float, float]]]:

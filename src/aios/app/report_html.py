@@ -44,7 +44,7 @@ _SECTIONS = (
     ("setup", "Set-up"),
     ("reading", "How to read this"),
 )
-_METRIC_NAMES = {
+METRIC_NAMES = {
     "validation_loss": "Validation loss",
     "perplexity": "Perplexity",
     "exact_match": "Exact match",
@@ -129,14 +129,7 @@ def render_report(
     return template.render(
         title=title,
         sections=_SECTIONS,
-        verdict=document["verdict"],
-        tone=tone_of(document["comparison"]),
-        main=document["comparison"],
-        labels=labels_of(document),
-        tiles=_tiles(document),
-        columns=_COLUMNS,
-        arms=_arm_rows(document),
-        categories=report_charts.category_losses(document),
+        **summary(document),
         charts=report_charts.charts(document, changes, printable),
         chart_css=svg.CSS,
         setup=[setup_row(name, value) for name, value in run_info.items()],
@@ -145,6 +138,25 @@ def render_report(
         **_question_context(changes),
         **_edit_context(edits_kept, edits_dropped, passages),
     )
+
+
+def summary(document: Mapping[str, Any]) -> dict[str, Any]:
+    """What the report says before its charts, by the names that its template has for it.
+
+    Returns:
+        ``verdict``, ``tone``, ``main`` (the main comparison), ``labels`` of the arms, ``tiles``,
+        ``columns`` and ``arms`` of the table, and ``categories`` of questions.
+    """
+    return {
+        "verdict": document["verdict"],
+        "tone": tone_of(document["comparison"]),
+        "main": document["comparison"],
+        "labels": labels_of(document),
+        "tiles": _tiles(document),
+        "columns": COLUMNS,
+        "arms": _arm_rows(document),
+        "categories": report_charts.category_losses(document),
+    }
 
 
 def _tiles(document: Mapping[str, Any]) -> list[dict[str, str]]:
@@ -161,11 +173,11 @@ def _tiles(document: Mapping[str, Any]) -> list[dict[str, str]]:
         test = row["mcnemar"]
         tiles.append(
             {
-                "metric": _METRIC_NAMES[row["metric"]],
+                "metric": METRIC_NAMES[row["metric"]],
                 "change": number(row["relative_change"] if relative else row["change"]),
                 "interval": interval_words(row["ci95"], number) if row["ci95"] else "",
-                "ends": f"{_metric(row['metric'], row['control_value'])} → "
-                f"{_metric(row['metric'], row['treatment_value'])}",
+                "ends": f"{metric_words(row['metric'], row['control_value'])} → "
+                f"{metric_words(row['metric'], row['treatment_value'])}",
                 "test": f"McNemar p = {_p_value(test['p_value'])}" if test else "",
                 "tone": tone_of(row),
                 "verdict": row["verdict"],
@@ -174,7 +186,7 @@ def _tiles(document: Mapping[str, Any]) -> list[dict[str, str]]:
     return tiles
 
 
-_COLUMNS = (
+COLUMNS = (
     "Validation loss",
     "Perplexity",
     "Exact match",
@@ -196,7 +208,7 @@ def _arm_rows(document: Mapping[str, Any]) -> list[ArmRow]:
             seeds=len(arm["runs"]),
             main=bool(main and main["treatment"] == name),
             cells=(
-                *(_metric_cell(metric, arm["summary"][metric]) for metric in _METRIC_NAMES),
+                *(_metric_cell(metric, arm["summary"][metric]) for metric in METRIC_NAMES),
                 _retention_cell(arm["retention"]),
                 Cell(seconds_words(arm["train_seconds"]["mean"])),
                 Cell(f"{arm['tokens']['mean']:,.0f}" if arm["tokens"]["mean"] else "–"),
@@ -207,7 +219,8 @@ def _arm_rows(document: Mapping[str, Any]) -> list[ArmRow]:
     ]
 
 
-def _metric(metric: str, value: float) -> str:
+def metric_words(metric: str, value: float) -> str:
+    """A value of a metric as the report writes it."""
     if metric == "validation_loss":
         return f"{value:.3f}"
     if metric == "perplexity":
@@ -217,11 +230,11 @@ def _metric(metric: str, value: float) -> str:
 
 def _metric_cell(metric: str, spread: Mapping[str, Any]) -> Cell:
     if spread["sd"] is None:
-        return Cell(_metric(metric, spread["mean"]))
-    ends = _metric(metric, spread["min"]), _metric(metric, spread["max"])
+        return Cell(metric_words(metric, spread["mean"]))
+    ends = metric_words(metric, spread["min"]), metric_words(metric, spread["max"])
     return Cell(
-        _metric(metric, spread["mean"]),
-        (f"± {_metric(metric, spread['sd'])}", f"{ends[0]} to {ends[1]}"),
+        metric_words(metric, spread["mean"]),
+        (f"± {metric_words(metric, spread['sd'])}", f"{ends[0]} to {ends[1]}"),
     )
 
 

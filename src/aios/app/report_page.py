@@ -165,4 +165,6 @@ def bytes_words(size: int) -> str:
     """``512 MiB`` or ``2.00 GiB``; a dash for nothing."""
     if size <= 0:
         return "–"
+    if size < 2**20:
+        return f"{size / 1024:.0f} KiB" if size >= 1024 else f"{size} bytes"
     return f"{size / 2**30:.2f} GiB" if size >= 2**30 else f"{size / 2**20:.0f} MiB"

@@ -15,6 +15,7 @@ from aios.core.config.recipes import recipe_name
 from aios.core.config.schemas import Config
 from aios.core.errors import UsageError
 from aios.core.seal import strategies
+from aios.core.seal.prompt_templates import AUTO
 from aios.core.seal.prompts import PromptBuilder, PromptFormat
 from aios.core.seal.strategies import ENTRY_POINT_GROUP, get_strategy, known_strategies
 from aios.core.seal.strategy_mix import parse_mix
@@ -76,6 +77,16 @@ def auto_choice(config: Config) -> AutoChoice:
     name = recipe_name(config.recipes, config.model.name)
     recipe = config.recipes[name]
     return AutoChoice(config.model.name, recipe.strategy, name, recipe.source)
+
+
+def strategies_in_use(config: Config) -> tuple[tuple[str, int | None], ...]:
+    """The strategies in force, each with its number of self-edits where it is part of a mix.
+
+    Raises:
+        UsageError: The setting is no strategy and no mix.
+    """
+    chosen = config.seal.strategy
+    return parse_mix(auto_choice(config).strategy if chosen == AUTO else chosen)
 
 
 def list_strategies(config: Config) -> list[StrategyInfo]:

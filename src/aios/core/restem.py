@@ -9,7 +9,7 @@ of the rounds that are done.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,9 @@ from typing import Any
 from aios.core.errors import StorageError
 from aios.core.seal.reward import Reward
 from aios.core.types import AdapterRef, Failure, SelfEdit
+
+
+MOST_LOSSES = 48  # points of a trial's training curve that are kept
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +36,8 @@ class Tried:
         train_tokens: Tokens that a trial of it is trained on.
         failures: Its trials without a number.
         kept: Whether the generator learns from it.
+        losses: Training loss (nats per label token) in the course of each of `improvements`'
+            trainings, thinned to `MOST_LOSSES` points; empty where it was not recorded.
     """
 
     edit: SelfEdit
@@ -42,6 +47,7 @@ class Tried:
     train_tokens: int = 0
     failures: tuple[Failure, ...] = ()
     kept: bool = False
+    losses: tuple[tuple[float, ...], ...] = ()
 
     @property
     def rewarded(self) -> bool:
@@ -277,6 +283,22 @@ def round_from_json(record: Mapping[str, Any]) -> RoundReport:
     return RoundReport(**values)
 
 
+def thin_losses(losses: Sequence[float]) -> tuple[float, ...]:
+    """A training curve as it is kept: evenly spaced points with the first and the last.
+
+    Args:
+        losses: Of each optimiser step.
+
+    Returns:
+        At most `MOST_LOSSES`, to four decimals; none of a curve that is not finite.
+    """
+    if not all(map(math.isfinite, losses)):
+        return ()
+    last, count = len(losses) - 1, min(len(losses), MOST_LOSSES)
+    places = [round(k * last / max(1, count - 1)) for k in range(count)]
+    return tuple(round(float(losses[place]), 4) for place in places)
+
+
 def tried_to_json(passage: TriedPassage) -> dict[str, Any]:
     """A tried passage as a JSON object: a line of ``candidates.jsonl``.
 
@@ -304,5 +326,6 @@ def _candidate(record: Mapping[str, Any]) -> Tried:
             "reward": record["reward"] and Reward(**record["reward"]),
             "improvements": tuple(record["improvements"]),
             "failures": tuple(Failure(**failure) for failure in record["failures"]),
+            "losses": tuple(tuple(curve) for curve in record.get("losses", ())),
         }
     )

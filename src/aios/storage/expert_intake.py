@@ -113,14 +113,26 @@ def copy_adapter(folder: Path, target: Path, facts: AdapterFacts, base_name: str
         UsageError: The weights have changed since.
         StorageError: It cannot be read or written.
     """
+    with atomic_writer(target / WEIGHTS_NAME) as copy:
+        for block in weights_of(folder, facts):
+            copy.write(block)
+    atomic_write_json(target / CONFIG_NAME, plain_config(facts.config, base_name))
+
+
+def weights_of(folder: Path, facts: AdapterFacts) -> Iterator[bytes]:
+    """The weights of an adapter that was looked at, block by block.
+
+    Raises:
+        UsageError: At the end: they have changed since, so what was given is to be thrown away.
+        StorageError: They cannot be read.
+    """
     digest = hashlib.sha256()
-    with _opened(folder / WEIGHTS_NAME) as source, atomic_writer(target / WEIGHTS_NAME) as copy:
+    with _opened(folder / WEIGHTS_NAME) as source:
         for block in _blocks(source):
             digest.update(block)
-            copy.write(block)
+            yield block
         if digest.hexdigest() != facts.digest:
             raise UsageError(f"{folder / WEIGHTS_NAME} was changed meanwhile", "try again")
-    atomic_write_json(target / CONFIG_NAME, plain_config(facts.config, base_name))
 
 
 def plain_config(config: Mapping[str, Any], base_name: str) -> dict[str, Any]:

@@ -97,20 +97,14 @@ def export_expert(
 
     store = open_store(config)
     expert = store.require(expert_id)
-    adapter = store.adapter(expert_id)
-    facts = inspect_adapter(adapter.path)
-    if facts.digest != adapter.digest:
-        raise StorageError(
-            f"the weights in {adapter.path} are not those that its card names",
-            f"restore them from a copy, or roll back: aios experts rollback {expert_id}",
-        )
+    adapter, facts = sound_adapter(store, expert_id)
     check_adapter(adapter.path)
     with guarded("make", output):
         output.mkdir(parents=True, exist_ok=True)
     target = confined(output, expert_id if format != "gguf-lora" else f"{expert_id}.gguf")
     if target.exists():
         raise UsageError(f"{target} exists already", "move it away, or name another --output")
-    base = _base_model(config, expert, adapter)
+    base = base_model_of(config, expert, adapter)
     if format == "peft":
         name, notes = base_name or _name_of(base, expert), _vllm_notes(facts)
         _write_peft(store, expert, adapter, facts, target, name)
@@ -125,7 +119,25 @@ def export_expert(
     return ExportReport(expert_id, format, target, name, _size(target), notes)
 
 
-def _base_model(config: Config, expert: Expert, adapter: AdapterRef) -> ModelInfo | None:
+def sound_adapter(store: FileExpertStore, expert_id: str) -> tuple[AdapterRef, AdapterFacts]:
+    """An expert's adapter, whose weights were found to be those that its card names.
+
+    Raises:
+        UnknownExpertError: There is no such expert.
+        UsageError: It is no adapter that other programs can load.
+        StorageError: The weights are others, are gone, or cannot be read.
+    """
+    adapter = store.adapter(expert_id)
+    facts = inspect_adapter(adapter.path)
+    if facts.digest != adapter.digest:
+        raise StorageError(
+            f"the weights in {adapter.path} are not those that its card names",
+            f"restore them from a copy, or roll back: aios experts rollback {expert_id}",
+        )
+    return adapter, facts
+
+
+def base_model_of(config: Config, expert: Expert, adapter: AdapterRef) -> ModelInfo | None:
     """The expert's base model, if it is on this machine; told by its digest, not by its name."""
     for name in dict.fromkeys((config.model.name, expert.model_architecture)):
         try:

@@ -6,7 +6,7 @@ folder tells about it.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -86,8 +86,15 @@ def list_experts(config: Config, wanted: ExpertFilter | None = None) -> tuple[Ex
     return tuple(expert for expert in store.list() if wanted.matches(expert))
 
 
-def show_expert(config: Config, expert_id: str) -> ExpertView:
+def show_expert(
+    config: Config, expert_id: str, read: Callable[[Path], Documents] | None = None
+) -> ExpertView:
     """All that is known of an expert.
+
+    Args:
+        config: The resolved config.
+        expert_id: The expert.
+        read: Gives the documents of a folder; `read_documents` by default.
 
     Raises:
         UnknownExpertError: There is no such expert.
@@ -105,7 +112,7 @@ def show_expert(config: Config, expert_id: str) -> ExpertView:
         version=current,
         older_versions=sum(not one.current for one in versions),
         provenance={key: card[key] for key in _SHOWN if card.get(key) is not None},
-        documents=read_documents(folder),
+        documents=(read or read_documents)(folder),
         bytes=sum(path.lstat().st_size for path in folder.rglob("*") if path.is_file()),
     )
 

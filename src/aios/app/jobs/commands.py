@@ -110,9 +110,58 @@ def train_expert_job(
         title=expert_id,
         arguments=tuple(arguments),
         output=artifacts / "experts" / expert_id,
-        run=None,
+        run=artifacts / "runs" / f"train-expert-{expert_id}",
         resume=(*arguments, "--resume"),
         input=input,
+    )
+
+
+def forget_job(
+    artifacts: Path, expert_id: str, passage: str, *, keep_versions: bool = False
+) -> JobRequest:
+    """The training of an expert without one of its passages.
+
+    Raises:
+        UsageError: The id is not valid, or the passage's cannot be given to a command.
+    """
+    require_id(expert_id, "expert id")
+    if "\0" in passage or not _encodes(passage):
+        raise UsageError(
+            f"the passage {passage!r:.200} cannot be named on a command line",
+            "train the expert anew, on a file without it",
+        )
+    arguments = ["experts", "forget", expert_id, f"--passage={passage}"]
+    if keep_versions:
+        arguments.append("--keep-versions")
+    return JobRequest(
+        kind="forget",
+        title=expert_id,
+        arguments=tuple(arguments),
+        output=artifacts / "experts" / expert_id,
+        run=artifacts / "runs" / f"train-expert-{expert_id}",
+        resume=(*arguments, "--resume"),
+    )
+
+
+def _encodes(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def pull_job(folder: Path, name: str) -> JobRequest:
+    """The fetching of a base model into the folder where models are kept.
+
+    Raises:
+        UsageError: The name is empty, or begins like an option.
+    """
+    if not name or name.startswith("-") or not name.isprintable():
+        raise UsageError(f"{name!r} is no model's name", "Take one of the list, or a hub id.")
+    arguments = ("models", "pull", name)
+    return JobRequest(
+        kind="pull", title=name, arguments=arguments, output=folder, run=None, resume=arguments
     )
 
 

@@ -21,7 +21,9 @@ VERSION = 1
 JobState: TypeAlias = Literal[
     "waiting", "running", "stopping", "done", "failed", "stopped", "killed"
 ]
-Kind: TypeAlias = Literal["generate", "ab-test", "train-expert", "restem", "compare"]
+Kind: TypeAlias = Literal[
+    "generate", "ab-test", "train-expert", "forget", "restem", "compare", "pull"
+]
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,7 +24,7 @@ from typing import Any
 from aios.app.jobs.child import ENDED, INTERRUPTED, LOCK, LOG, STARTED, STOP
 from aios.app.jobs.records import Job, JobRequest, JobState, Kind, from_document, to_document
 from aios.app.own_program import command_of
-from aios.core.config.loader import dump
+from aios.core.config.loader import dump, without_settings
 from aios.core.config.schemas import Config
 from aios.core.errors import AIOSError, StorageError, UsageError
 from aios.core.files import (
@@ -41,6 +41,10 @@ _MOST_JOBS = 10_000  # folders looked at
 _TRIES = 25
 _NO_WORDS = re.compile(r"[^A-Za-z0-9]+")
 
+# Processes that were started here and not reaped yet: this process's, whichever store began them.
+_children: list[subprocess.Popen[bytes]] = []
+_children_guard = threading.Lock()
+
 
 class JobStore:
     """The jobs below a folder of artifacts.
@@ -52,8 +56,6 @@ class JobStore:
     def __init__(self, artifacts: Path) -> None:
         self.artifacts = artifacts
         self.root = artifacts / "jobs"
-        self._children: list[subprocess.Popen[bytes]] = []  # to be reaped
-        self._guard = threading.Lock()
 
     # ------------------------------------------------------------ looking
 
@@ -63,7 +65,7 @@ class JobStore:
         Raises:
             StorageError: The folder cannot be read.
         """
-        self._reap()
+        _reap()
         found: list[Job] = []
         with guarded("read", self.root):
             try:
@@ -85,7 +87,7 @@ class JobStore:
             UsageError: There is none of that id.
             StorageError: Its record is corrupt.
         """
-        self._reap()
+        _reap()
         return self._read(require_id(job_id, "job id"))
 
     def log_tail(self, job_id: str, max_bytes: int = 65_536) -> str:
@@ -162,7 +164,10 @@ class JobStore:
         for name in (STOP, ENDED, STARTED):
             with guarded("remove", job.path / name):
                 (job.path / name).unlink(missing_ok=True)
-        self._launch(job.path, job.request.resume, wait=wait, attempts=job.attempts + 1)
+        run = job.request.run
+        begun = run is None or (run / "run.json").exists()  # else it was stopped while it waited
+        arguments = job.request.resume if begun else job.request.arguments
+        self._launch(job.path, arguments, wait=wait, attempts=job.attempts + 1)
         return self.get(job_id)
 
     def stop(self, job_id: str, *, at_once: bool = False) -> Job:
@@ -233,6 +238,7 @@ class JobStore:
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL,
+                env=without_settings(os.environ),  # they are in the job's config, which is weaker
                 pass_fds=(lock,),
                 start_new_session=True,
             )
@@ -241,13 +247,8 @@ class JobStore:
         finally:
             os.close(lock)  # the child has it
         atomic_write_json(path / "process.json", {"pid": child.pid})
-        with self._guard:
-            self._children.append(child)
-
-    def _reap(self) -> None:
-        """Takes note of processes that ended, so that the system may forget them."""
-        with self._guard:
-            self._children = [child for child in self._children if child.poll() is None]
+        with _children_guard:
+            _children.append(child)
 
     def _read(self, job_id: str) -> Job:
         path = confined(self.root, job_id)
@@ -271,6 +272,12 @@ class JobStore:
             exit_code=code if isinstance(code, int) else None,
             attempts=attempts if isinstance(attempts, int) else 1,
         )
+
+
+def _reap() -> None:
+    """Takes note of processes that ended, so that the system may forget them."""
+    with _children_guard:
+        _children[:] = [child for child in _children if child.poll() is None]
 
 
 def _state(path: Path, *, held: bool, started: bool, code: Any) -> JobState:

@@ -113,6 +113,36 @@ def _rewards(rounds: Sequence[RoundReport], candidates: Candidates, unit: Unit) 
     )
 
 
+def round_so_far(values: Sequence[float], threshold: float | None, unit: Unit) -> Markup:
+    """The improvements of the candidates that were tried so far in a round.
+
+    Args:
+        values: At least one.
+        threshold: What is rewarded, where that is known before the round's end.
+        unit: How improvements are written.
+    """
+    mean = f"mean {unit.number(fmean(values))}"
+    known = threshold is not None
+    below = [unit.factor * value for value in values if threshold is None or value <= threshold]
+    above = [unit.factor * value for value in values if threshold is not None and value > threshold]
+    row = HistogramRow(
+        label="so far",
+        notes=(f"{len(values)} tried", f"{sum(value > 0 for value in values)} better", mean),
+        others=below,
+        counted=above,
+        threshold=unit.factor * threshold if threshold is not None else None,
+    )
+    return histogram_rows(
+        [row],
+        id="so-far",
+        title="Improvement of the candidates of this round so far",
+        desc=", ".join(row.notes),
+        x_label=f"improvement over the baseline ({unit.long}); to the right is better",
+        names=("not rewarded", "rewarded") if known else ("not judged yet", "rewarded"),
+        decimals=unit.decimals,
+    )
+
+
 def _split(
     report: RoundReport, passages: Sequence[TriedPassage]
 ) -> tuple[list[float], list[float]]:

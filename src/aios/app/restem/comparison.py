@@ -166,7 +166,7 @@ def generator_name(number: int) -> str:
 def mean_interval(held_out: HeldOut) -> Ends | None:
     """95 % interval of the mean improvement over passages; None with fewer than two."""
     values = dict(held_out.passages)
-    return _interval(values, dict.fromkeys(values, 0.0))
+    return paired_interval(values, dict.fromkeys(values, 0.0))
 
 
 def gains(state: ReSTEMState, unit: Unit) -> list[Gain]:
@@ -320,11 +320,12 @@ def _gain(report: RoundReport, metric: str, untrained: HeldOut, unit: Unit) -> G
     control = {passage: theirs[passage] for passage in shared}
     means = fmean(treatment.values()), fmean(control.values())
     pair = generator_name(report.number), UNTRAINED
-    ends = _interval(treatment, control)
+    ends = paired_interval(treatment, control)
     return Gain.between(pair, metric, means, ends, unit, n=len(shared))
 
 
-def _interval(treatment: Mapping[str, float], control: Mapping[str, float]) -> Ends | None:
+def paired_interval(treatment: Mapping[str, float], control: Mapping[str, float]) -> Ends | None:
+    """95 % interval of the mean difference over the same passages; None with fewer than two."""
     if len(treatment) < 2:
         return None
     keys = list(treatment)

@@ -11,8 +11,11 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from markupsafe import Markup
+
 from aios.app.restem.charts import Candidates
 from aios.app.restem.comparison import Unit
+from aios.app.restem.curves import training_curve
 from aios.core.restem import Tried, TriedPassage
 from aios.core.types import Failure, Passage
 
@@ -24,7 +27,10 @@ LISTED_SUBJECTS = 3
 
 @dataclass(frozen=True, slots=True)
 class ShownEdit:
-    """A self-edit with its passage and what training on it gave."""
+    """A self-edit with its passage and what training on it gave.
+
+    `curve` is the training loss of its trials; None where that was not recorded.
+    """
 
     passage: str
     source: str
@@ -36,6 +42,7 @@ class ShownEdit:
     tone: str
     items: tuple[str, ...]
     more: int
+    curve: Markup | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +81,12 @@ def edits_by_round(
         ranked = sorted(_ranked(candidates[number]), key=lambda entry: entry[0], reverse=True)
         if not ranked:
             continue
-        shown = [_shown(one, value, passages, unit) for value, one in ranked]
+        most = 2 * LISTED_EDITS
+        ends = ranked if len(ranked) <= most else [*ranked[:LISTED_EDITS], *ranked[-LISTED_EDITS:]]
+        shown = [
+            _shown(one, value, passages, unit, f"curve-{number}-{place}")
+            for place, (value, one) in enumerate(ends)
+        ]
         half = (len(shown) + 1) // 2
         best, worst = shown[:half], shown[half:][::-1]
         found.append(RoundEdits(number, best[:LISTED_EDITS], worst[:LISTED_EDITS], is_last=False))
@@ -115,7 +127,9 @@ def _ranked(passages: Sequence[TriedPassage]) -> list[tuple[float, Tried]]:
     ]
 
 
-def _shown(one: Tried, value: float, passages: Mapping[str, Passage], unit: Unit) -> ShownEdit:
+def _shown(
+    one: Tried, value: float, passages: Mapping[str, Passage], unit: Unit, id: str
+) -> ShownEdit:
     passage = passages.get(one.edit.passage_id)
     return ShownEdit(
         passage=(passage.title or passage.id) if passage else one.edit.passage_id,
@@ -128,4 +142,5 @@ def _shown(one: Tried, value: float, passages: Mapping[str, Passage], unit: Unit
         tone="good" if value > 0 else "bad" if value < 0 else "even",
         items=one.edit.items[:LISTED_ITEMS],
         more=max(0, len(one.edit.items) - LISTED_ITEMS),
+        curve=training_curve(one.losses, id),
     )

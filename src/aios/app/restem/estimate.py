@@ -18,6 +18,7 @@ from aios.app.models import load_model, show_model
 from aios.app.restem.probe import Measured, probe_machine
 from aios.app.restem.sizes import (
     CHARACTERS_PER_TOKEN,
+    PassageCounts,
     approximate_tokens,
     count_dataset,
     imagine_passages,
@@ -90,6 +91,8 @@ def estimate_restem(
     expert: bool = False,
     emit: Emit = ignore,
     model: LanguageModel | None = None,
+    data: PassageCounts | None = None,
+    throughput: Throughput | None = None,
 ) -> RestemEstimateReport:
     """What a run with this config will cost.
 
@@ -108,6 +111,9 @@ def estimate_restem(
         expert: Count the final expert too.
         emit: Told what is being timed.
         model: The base model that is probed; loaded from the config by default.
+        data: The dataset as it was counted before, where it need not be read again.
+        throughput: How fast the machine is, as it was measured before; counts where there is
+            neither a probe nor a GPU.
 
     Raises:
         UsageError: The arguments contradict or are out of range, the GPU is not known, or no
@@ -125,11 +131,10 @@ def estimate_restem(
         model = load_model(config, emit=emit)
     recipe = resolve_recipe(config, config.model.name)
     count = model.count_tokens if model is not None else approximate_tokens
-    data = (
-        imagine_passages(passages or 0, tokens_per_passage or 0, count)
-        if dataset is None
-        else count_dataset(config, dataset, count)
-    )
+    if dataset is None:
+        data = imagine_passages(passages or 0, tokens_per_passage or 0, count)
+    elif data is None:
+        data = count_dataset(config, dataset, count)
     work = workload_of(config, recipe, data, expert=expert)
     notes = [*data.assumptions, *_settings_notes(config)]
     if model is None and dataset is not None:
@@ -141,7 +146,8 @@ def estimate_restem(
         notes += length_notes(work)
     if shape is not None:
         notes += _gpu_notes(config, shape)
-    throughput, memory = _speed_and_memory(config, recipe, measured, card, shape)
+    known, memory = _speed_and_memory(config, recipe, measured, card, shape)
+    throughput = known or throughput
     found = None
     if throughput is not None:
         found = estimate(work, throughput, price_per_hour=price_per_hour, memory=memory)

@@ -71,7 +71,16 @@ def running_runs(config: Config) -> list[Path]:
         StorageError: The folder of runs cannot be read.
     """
     root = config.paths.artifacts / "runs"
-    return [path for path in _newest(root, _MAX_FOLDERS) if is_held(path)]
+    return [path for path in newest_runs(root) if is_held(path)]
+
+
+def newest_runs(root: Path) -> list[Path]:
+    """The ReST-EM runs of a folder, those that began last first; what is no run is left out.
+
+    Raises:
+        StorageError: The folder cannot be read.
+    """
+    return _newest(root, _MAX_FOLDERS)
 
 
 def _which(root: Path) -> str:

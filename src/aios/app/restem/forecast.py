@@ -9,7 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import TypeAdapter
 
 from aios.app.composition import Run
 from aios.app.restem.estimate import estimate_restem
@@ -20,10 +20,15 @@ from aios.core.events import Notice
 from aios.core.files import atomic_write_json, read_json
 from aios.core.protocols import LanguageModel
 from aios.core.restem import ReSTEMState
-from aios.core.restem_costs import Throughput, compare_with_actual, estimate
+from aios.core.restem_costs import (
+    RestemEstimate,
+    Throughput,
+    compare_with_actual,
+    estimate,
+)
 from aios.core.restem_workload import Workload
 
-_FILE = "estimate.json"
+ESTIMATE_FILE = "estimate.json"
 
 
 def foretell(config: Config, dataset: Path, model: LanguageModel, run: Run) -> None:
@@ -49,7 +54,7 @@ def foretell(config: Config, dataset: Path, model: LanguageModel, run: Run) -> N
             )
     run.emit(Notice(f"this will take about {middle} ({low} to {high}), by a probe{memory}"))
     parts = {"workload": asdict(found.workload), "throughput": asdict(found.throughput)}
-    atomic_write_json(run.directory.path / _FILE, parts)
+    atomic_write_json(run.directory.path / ESTIMATE_FILE, parts)
 
 
 def estimate_beside_actual(path: Path, state: ReSTEMState) -> list[dict[str, Any]]:
@@ -58,16 +63,29 @@ def estimate_beside_actual(path: Path, state: ReSTEMState) -> list[dict[str, Any
     Raises:
         StorageError: The estimate is damaged.
     """
-    record = read_json(path / _FILE, default=None)
-    if record is None:
+    found = kept_estimate(path)
+    if found is None:
         return []
+    return [asdict(row) for row in compare_with_actual(found, state.rounds)]
+
+
+def kept_estimate(path: Path) -> RestemEstimate | None:
+    """What a run was estimated to take when it was started; None where it was not.
+
+    Args:
+        path: The run's directory.
+
+    Raises:
+        StorageError: The estimate is damaged.
+    """
+    record = read_json(path / ESTIMATE_FILE, default=None)
+    if record is None:
+        return None
     try:
         workload = TypeAdapter(Workload).validate_python(record["workload"])
         throughput = TypeAdapter(Throughput).validate_python(record["throughput"])
-    except (KeyError, TypeError, ValidationError) as error:
+    except (KeyError, TypeError, ValueError) as error:
         raise StorageError(
-            f"{path / _FILE} is of another form: {error}", "remove that file"
+            f"{path / ESTIMATE_FILE} is of another form: {error}", "remove that file"
         ) from error
-    return [
-        asdict(row) for row in compare_with_actual(estimate(workload, throughput), state.rounds)
-    ]
+    return estimate(workload, throughput)

@@ -24,6 +24,7 @@ STAGES = ("write", "try", "fit", "held-out")  # of a round, in order; round 0 ha
 MAX_CANDIDATES = 200_000  # of a round
 MAX_OPEN_STAGES = 64
 _WINDOW = 256  # notes that a rate is over
+_MOST_MEMORY_POINTS = 600
 _LEAST_SECONDS = 0.5  # a rate over less says nothing; nor does a count so soon after a start
 _MAX_TEXT = 400
 _LAST_TIME = 253_402_300_800  # the year 10000
@@ -76,6 +77,26 @@ class Pace:
         if rate is None or total <= 0:
             return None
         return max(0.0, (total - self.count) / rate - max(0.0, now - self._notes[-1][0]))
+
+
+class MemoryHistory:
+    """Resident memory in the course of a run: a point a heartbeat, thinned where there are many.
+
+    Attributes:
+        points: Unix seconds and bytes, in the order in which they were written.
+    """
+
+    def __init__(self) -> None:
+        self.points: list[tuple[float, float]] = []
+        self._every, self._seen = 1, 0
+
+    def note(self, time: float, rss: float) -> None:
+        """Notes a heartbeat."""
+        if self._seen % self._every == 0:
+            self.points.append((time, rss))
+        self._seen += 1
+        if len(self.points) > _MOST_MEMORY_POINTS:
+            self.points, self._every = self.points[::2], 2 * self._every
 
 
 @dataclass(slots=True)
@@ -131,6 +152,7 @@ class RunProgress:
         last_failure: The last of them.
         rss: Resident memory of the process, bytes; None if not known.
         peak_rss: The most of it.
+        memory: The course of it over the whole run.
         broken: Lines that are no events.
     """
 
@@ -150,6 +172,7 @@ class RunProgress:
     last_failure: str = ""
     rss: float | None = None
     peak_rss: float | None = None
+    memory: MemoryHistory = field(default_factory=MemoryHistory)
     broken: int = 0
     _latest: bytes = b""
 
@@ -280,6 +303,8 @@ class RunProgress:
     def _heartbeat(self, record: Mapping[str, Any], time: float) -> None:
         self.rss = _number(record, "rss_bytes") or None
         self.peak_rss = _number(record, "peak_rss_bytes") or None
+        if self.rss:
+            self.memory.note(time, self.rss)
 
     def _enter(self, number: int) -> None:
         """Begins a round, where it is another one."""

@@ -207,6 +207,11 @@ def _hints(kind: type[Any]) -> Mapping[str, Any]:
     return get_type_hints(kind)
 
 
+@cache
+def _parts(hint: Any) -> tuple[Any, tuple[Any, ...]]:
+    return get_origin(hint), get_args(hint)
+
+
 def is_number(value: object) -> bool:
     """Whether a value is a number of a size that can be shown; NaN and truth values are none."""
     return not isinstance(value, bool) and isinstance(value, int | float) and abs(value) <= LARGEST
@@ -221,13 +226,13 @@ def fits(value: object, hint: Any) -> bool:
     Raises:
         TypeError: The annotation is of another kind.
     """
-    origin, inner = get_origin(hint), get_args(hint)
     if hint is float:
         return is_number(value)
     if hint is int:
         return type(value) is int and abs(value) < 2**64  # seeds are large
     if hint in (str, bool, type(None)):
         return isinstance(value, hint)
+    origin, inner = _parts(hint)
     if origin in (Union, UnionType):
         return any(fits(value, one) for one in inner)
     if origin is Literal:

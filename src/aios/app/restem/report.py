@@ -97,37 +97,58 @@ def render_restem_report(
         ValueError: The link to the log is not relative.
     """
     check_log_link(info.get("log_link"))
+    return (
+        environment()
+        .get_template("restem_report.html.j2")
+        .render(
+            **report_parts(state, candidates, held_out, passages, info),
+            title=info.get("title") or _TITLE,
+            sections=_SECTIONS,
+            chart_css=svg.CSS,
+            setup=[setup_row(k, v) for k, v in info.items() if k not in _NOT_SET_UP],
+            log_link=info.get("log_link"),
+        )
+    )
+
+
+def report_parts(
+    state: ReSTEMState,
+    candidates: Mapping[int, Sequence[TriedPassage]],
+    held_out: Mapping[int, Sequence[TriedPassage]],
+    passages: Mapping[str, Passage],
+    info: Mapping[str, Any],
+) -> dict[str, Any]:
+    """What the report shows, by the names of its template; for other pages about a run, too.
+
+    Args:
+        state: As `render_restem_report`.
+        candidates: As there.
+        held_out: As there.
+        passages: As there.
+        info: As there; only ``reward``, ``baseline`` and ``estimate`` are read.
+    """
     unit = unit_of(info.get("reward") or _reward_kind([candidates, held_out]))
     compared = gains(state, unit)
     main = main_gain(state, compared)
     names = {key: passage.title or key for key, passage in passages.items()}
     failures = failure_groups(candidates, held_out)
-    return (
-        environment()
-        .get_template("restem_report.html.j2")
-        .render(
-            title=info.get("title") or _TITLE,
-            sections=_SECTIONS,
-            verdict=verdict_sentence(state, main, unit),
-            tone=tone_of(main.to_dict() if main else None),
-            ending=_ending(state, main),
-            tiles=_tiles(state, main, unit),
-            cautions=_cautions(state, main, compared),
-            charts=restem_charts.charts(state, candidates, names, unit, printable),
-            chart_css=svg.CSS,
-            tables=tables(state, candidates, compared, unit, info.get("estimate")),
-            warnings=restem_charts.diversity_warnings(state.rounds),
-            edits=edits_by_round(candidates, passages, unit),
-            failures=failures[:LISTED_FAILURES],
-            more_failures=max(0, len(failures) - LISTED_FAILURES),
-            counts=_counts(state),
-            reliability=[(r.number, r.reliability) for r in state.rounds if r.reliability],
-            unit=unit,
-            baseline=_BASELINES.get(str(info.get("baseline")), ""),
-            setup=[setup_row(k, v) for k, v in info.items() if k not in _NOT_SET_UP],
-            log_link=info.get("log_link"),
-        )
-    )
+    return {
+        "verdict": verdict_sentence(state, main, unit),
+        "tone": tone_of(main.to_dict() if main else None),
+        "ending": _ending(state, main),
+        "tiles": _tiles(state, main, unit),
+        "cautions": _cautions(state, main, compared),
+        "charts": restem_charts.charts(state, candidates, names, unit, printable),
+        "tables": tables(state, candidates, compared, unit, info.get("estimate")),
+        "warnings": restem_charts.diversity_warnings(state.rounds),
+        "edits": edits_by_round(candidates, passages, unit),
+        "failures": failures[:LISTED_FAILURES],
+        "more_failures": max(0, len(failures) - LISTED_FAILURES),
+        "counts": _counts(state),
+        "reliability": [(r.number, r.reliability) for r in state.rounds if r.reliability],
+        "unit": unit,
+        "baseline": _BASELINES.get(str(info.get("baseline")), ""),
+    }
 
 
 def _reward_kind(sides: Sequence[Candidates]) -> str:

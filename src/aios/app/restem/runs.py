@@ -188,6 +188,14 @@ class RunFollower:
         self._read_state()
         return self._status(held, time.time() if now is None else now)
 
+    def memory(self) -> tuple[tuple[float, float], ...]:
+        """Resident memory in the course of the run, as `status` has read it last.
+
+        Returns:
+            Unix seconds and bytes; evenly thinned where there are many.
+        """
+        return tuple(self._progress.memory.points)
+
     def _read_state(self) -> None:
         """Reads the state again where it has changed."""
         mark = None
@@ -246,11 +254,8 @@ class RunFollower:
 
     def _state(self, held: float | None) -> State:
         ended = self._progress.ended
-        if ended is not None and (held is None or held <= ended.time):
-            return _ENDS.get(ended.status, "failed")
-        if held is None:
-            return "stale"
-        return "stopping" if stop_requested(self.path) else "running"
+        told = None if ended is None else (ended.status, ended.time)
+        return state_of(told, held, asked_to_stop=stop_requested(self.path))
 
     def _trials_left(self) -> int | None:
         """Trials that the round's passages left will take; None where nothing tells."""
@@ -299,6 +304,21 @@ class RunFollower:
         if part in own:
             return own[own.index(part) + 1 :]
         return tuple(stage for stage in own if stage not in self._progress.done)
+
+
+def state_of(ended: tuple[str, float] | None, held: float | None, *, asked_to_stop: bool) -> State:
+    """How a run stands.
+
+    Args:
+        ended: What it said when it ended, and when; None where it has not.
+        held: When the process that works on it took its lock; None if nobody has it.
+        asked_to_stop: Whether it was asked to.
+    """
+    if ended is not None and (held is None or held <= ended[1]):
+        return _ENDS.get(ended[0], "failed")
+    if held is None:
+        return "stale"
+    return "stopping" if asked_to_stop else "running"
 
 
 def run_status(path: Path) -> RunStatus:

@@ -13,7 +13,6 @@ from aios.cli.options import Command, Common, common_options, load, user_config_
 if TYPE_CHECKING:
     from aios.core.config.explanation import Explanation
     from aios.core.config.loader import LoadedConfig
-    from aios.core.config.schemas import Config
 
 _HERE = "aios.cli.commands.config"
 ENTRIES = {
@@ -51,6 +50,7 @@ def show(common: Common, key: str | None) -> None:
     """
     from aios.cli.rendering import write_json, write_text
     from aios.core.config.explanation import explain as explain_key
+    from aios.core.config.explanation import recipe_values
 
     loaded = load(common)
     plain: Any = loaded.config.model_dump(mode="json")
@@ -84,6 +84,7 @@ def explain(common: Common, key: str) -> None:
     """Say what a setting is, what it takes, its value, and where value and default come from."""
     from aios.cli.rendering import to_json, write_facts, write_json, write_table
     from aios.core.config.explanation import explain as explain_key
+    from aios.core.config.explanation import recipe_values
 
     loaded = load(common)
     found = explain_key(loaded, key)
@@ -127,21 +128,6 @@ def schema(common: Common) -> None:
     from aios.core.config.loader import json_schema
 
     write_json(json_schema())
-
-
-def recipe_values(config: Config) -> dict[str, tuple[object, str]]:
-    """Key → (value in force, its recipe), for the keys that leave it to the model's recipe."""
-    from aios.core.config.recipes import resolve_recipe
-
-    recipe = resolve_recipe(config, config.model.name)
-    values: dict[str, tuple[object, str]] = {}
-    for key, source in recipe.sources.items():
-        if source == "user":
-            continue
-        name = key.rpartition(".")[2]
-        holder = recipe if hasattr(recipe, name) else recipe.lora
-        values[key] = (getattr(holder, name), source)
-    return values
 
 
 def _yaml_lines(

@@ -64,14 +64,11 @@ def list_goals(common: Common) -> None:
     from aios.cli.rendering import to_json, write_json, write_line, write_table
 
     config = load(common).config
-    from aios.app.experts.registry import list_experts, open_goals
-    from aios.core.experts.registry import ExpertFilter
+    from aios.app.experts.browsing import goals_with_experts
 
-    known = open_goals(config).list()
-    served = {
-        goal.id: [e.expert_id for e in list_experts(config, ExpertFilter(goal=goal.text))]
-        for goal in known
-    }
+    found = goals_with_experts(config)
+    served = {goal.id: [one.expert_id for one in experts] for goal, experts in found}
+    known = [goal for goal, _ in found]
     if common.json_output:
         write_json({"goals": [{**to_json(one), "experts": served[one.id]} for one in known]})
     elif known:

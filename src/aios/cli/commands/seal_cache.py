@@ -25,10 +25,10 @@ from aios.cli.options import (
     common_options,
     load,
     original_args,
-    parse_size,
     parsed_by,
 )
 from aios.core.errors import UsageError
+from aios.core.sizes import parse_size
 
 if TYPE_CHECKING:
     from aios.app.cache import WarmReport

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from aios.core.config import keys
 from aios.core.config.loader import DEFAULT, LoadedConfig, read_defaults
+from aios.core.config.recipes import resolve_recipe
+from aios.core.config.schemas import Config
 from aios.core.errors import ConfigError
 
 
@@ -41,9 +44,35 @@ def explain(loaded: LoadedConfig, dotted: str) -> Explanation:
     Raises:
         ConfigError: No such key; the message names close ones.
     """
+    return _explain(loaded, loaded.config.model_dump(mode="json"), dotted)
+
+
+def explain_all(loaded: LoadedConfig) -> tuple[Explanation, ...]:
+    """All keys with a value, in the order of the models, those of every recipe included."""
+    plain = loaded.config.model_dump(mode="json")
+    return tuple(leaf for name in plain for leaf in _leaves(_explain(loaded, plain, name)))
+
+
+def recipe_values(config: Config) -> dict[str, tuple[object, str]]:
+    """Key → (value in force, its recipe), for the keys that leave it to the model's recipe.
+
+    Raises:
+        UsageError: The recipe and the settings do not go together.
+    """
+    recipe = resolve_recipe(config, config.model.name)
+    values: dict[str, tuple[object, str]] = {}
+    for key, source in recipe.sources.items():
+        if source == "user":
+            continue
+        name = key.rpartition(".")[2]
+        holder = recipe if hasattr(recipe, name) else recipe.lora
+        values[key] = (getattr(holder, name), source)
+    return values
+
+
+def _explain(loaded: LoadedConfig, plain: Mapping[str, Any], dotted: str) -> Explanation:
     path = keys.split(dotted)
     key = keys.find(path)
-    plain = loaded.config.model_dump(mode="json")
     value: Any = plain
     for name in path:
         value = value.get(name) if isinstance(value, dict) else None
@@ -63,7 +92,14 @@ def explain(loaded: LoadedConfig, dotted: str) -> Explanation:
         allowed=key.allowed,
         description=key.description,
         default_source=defaults.comments.get(path, ""),
-        children=tuple(explain(loaded, f"{dotted}.{name}") for name in value)
+        children=tuple(_explain(loaded, plain, f"{dotted}.{name}") for name in value)
         if key.section
         else (),
     )
+
+
+def _leaves(found: Explanation) -> Iterator[Explanation]:
+    if not found.children:
+        yield found
+    for child in found.children:
+        yield from _leaves(child)

@@ -47,6 +47,9 @@ class Key:
         allowed: Its type, range or choices in words.
         text: Whether its value is a text or a path.
         nullable: Whether it may be null.
+        type: ``boolean``, ``integer``, ``number``, ``string`` or ``array``, as JSON schema says;
+            empty where it takes values of several types.
+        choices: What it, or each item of it, may be; empty where that cannot be listed.
     """
 
     path: KeyPath
@@ -55,6 +58,8 @@ class Key:
     allowed: str
     text: bool = False
     nullable: bool = False
+    type: str = ""
+    choices: tuple[str, ...] = ()
 
     @property
     def dotted(self) -> str:
@@ -69,7 +74,7 @@ def find(path: KeyPath) -> Key | None:
     if path[:1] == ("features",) and len(path) >= 2:
         for flag in FLAGS:
             if path[1:] == (flag.name,):
-                return Key(path, False, flag.description, "true or false")
+                return Key(path, False, flag.description, "true or false", type="boolean")
         return None
     return _find_in(Config, path, depth=0)
 
@@ -100,6 +105,7 @@ def _leaf(model: type[BaseModel], path: KeyPath) -> Key:
     description = schema.get("description") or choices[0].get("description", "")
     if path in (("recipes",), ("features",)):
         return Key(path, True, description, "a section: keys below it")
+    taken = [choice for choice in choices if choice.get("type") != "null"]
     return Key(
         path,
         False,
@@ -107,7 +113,15 @@ def _leaf(model: type[BaseModel], path: KeyPath) -> Key:
         schema.get("x-allowed") or _in_words(schema),
         text=set(kinds) <= {"string", "null"},
         nullable="null" in kinds,
+        type=str(taken[0].get("type", "")) if len(taken) == 1 else "",
+        choices=_listed(taken[0]) if len(taken) == 1 else (),
     )
+
+
+def _listed(schema: Mapping[str, Any]) -> tuple[str, ...]:
+    """The values that a schema, or that of its items, lists."""
+    listed = schema.get("items", schema).get("enum", ())
+    return tuple(map(str, listed))
 
 
 @cache

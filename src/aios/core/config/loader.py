@@ -2,8 +2,8 @@
 
 Takes, from weakest to strongest, the packaged ``config/default.yaml``, the user's file, the file
 given by ``--config``, environment variables (``AIOS_SEAL__STRATEGY=rewrite``, two underscores
-between levels) and ``--set seal.strategy=rewrite``; gives one frozen `Config` and, for each key,
-where its value came from. A layer changes single keys: lists are replaced, sections are merged.
+between levels), ``--set seal.strategy=rewrite`` and what was changed in the browser; gives one
+frozen `Config` and, for each key, where its value came from. A layer changes single keys: lists are replaced, sections are merged.
 ``HF_HUB_OFFLINE=1`` and ``AIOS_OFFLINE=1`` turn ``model.offline`` on, and nothing turns it off.
 A mix of strategies with numbers of its own beats a number of self-edits from a weaker layer.
 """
@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from pydantic import ValidationError
@@ -28,12 +29,13 @@ from aios.core.seal.prompt_templates import AUTO
 from aios.core.seal.strategy_mix import mix_edits
 
 DEFAULT = "default"
+BROWSER = "changed in the browser"
 _PREFIX = "AIOS_"
 _OFFLINE = ("model", "offline")
 _STRATEGY = ("seal", "strategy")
 _NUM_EDITS = ("seal", "num_edits_per_passage")
 # Where a password or a key may have been typed by mistake: a refused value is not repeated.
-_MAY_BE_SECRET = {("endpoint", "url"), ("endpoint", "api_key_env"), ("endpoint", "extra_body")}
+MAY_BE_SECRET = {("endpoint", "url"), ("endpoint", "api_key_env"), ("endpoint", "extra_body")}
 _TRUE = {"1", "true", "yes", "on"}
 _FALSE = {"", "0", "false", "no", "off"}
 
@@ -45,7 +47,7 @@ class LoadedConfig:
     Attributes:
         config: The resolved config.
         sources: For each key with a value, dotted: ``default``, ``FILE:LINE``, ``environment
-            variable NAME`` or ``--set``.
+            variable NAME``, ``--set`` or ``changed in the browser``.
         notes: What a person should know about the choice, one sentence each; mostly empty.
     """
 
@@ -79,6 +81,7 @@ def load_config(
     overrides: Sequence[str] = (),
     env: Mapping[str, str],
     user_file: Path | None = None,
+    changes: Mapping[str, str] = MappingProxyType({}),
 ) -> LoadedConfig:
     """Loads the config from all its layers.
 
@@ -87,6 +90,7 @@ def load_config(
         overrides: ``key=value`` texts, the value in YAML; later ones win.
         env: The environment.
         user_file: The user's own file; skipped if it does not exist.
+        changes: Texts by key, over all other layers: what was changed in the browser.
 
     Raises:
         ConfigError: Something is wrong; the message lists every problem with its key, the value,
@@ -105,6 +109,9 @@ def load_config(
     layers.layer = 4
     for text in overrides:
         _add_override(layers, text)
+    layers.layer = 5
+    for dotted, text in changes.items():
+        _add_text(layers, keys.split(dotted), text, BROWSER)
     _enforce_offline(layers, env)
     _prefer_numbers_of_a_mix(layers)
 
@@ -114,6 +121,21 @@ def load_config(
     sources = {key.dotted: DEFAULT for key, _ in _leaves((), config.model_dump())}
     sources |= {".".join(path): given.source for path, given in layers.values.items()}
     return LoadedConfig(config, sources, (*layers.notes, *_notes(config, sources)))
+
+
+def without_settings(env: Mapping[str, str]) -> dict[str, str]:
+    """An environment without the variables that set keys, for a process with settings of its own.
+
+    ``AIOS_OFFLINE`` and ``HF_HUB_OFFLINE`` stay: nothing turns them off.
+    """
+    return {name: text for name, text in env.items() if not _sets_a_key(name)}
+
+
+def _sets_a_key(name: str) -> bool:
+    if not name.startswith(_PREFIX) or name == "AIOS_OFFLINE":
+        return False
+    path = tuple(name[len(_PREFIX) :].lower().split("__"))
+    return len(path) > 1 or keys.find(path) is not None
 
 
 def _exists(path: Path) -> bool:
@@ -169,10 +191,9 @@ def _add_environment(layers: _Layers, env: Mapping[str, str]) -> None:
         if not name.startswith(_PREFIX) or name == "AIOS_OFFLINE" or not text:
             continue
         spelled = name[len(_PREFIX) :].lower()
-        path = tuple(spelled.split("__"))
         source = f"environment variable {name}"
-        if len(path) > 1 or keys.find(path):
-            _add_text(layers, path, text, source)
+        if _sets_a_key(name):
+            _add_text(layers, tuple(spelled.split("__")), text, source)
         elif spelled in one_underscore:
             right = _PREFIX + "__".join(one_underscore[spelled].path).upper()
             layers.problems.append(f"{source}: levels take two underscores; write {right}")
@@ -262,10 +283,10 @@ def _enforce_offline(layers: _Layers, env: Mapping[str, str]) -> None:
                 layers.problems.append(f"environment variable {name} = {text}: must be 1 or 0")
             continue
         given = layers.values.get(_OFFLINE)
-        if given is not None and given.source == "--set" and given.value in (False, 0):
+        if given is not None and given.layer >= 4 and given.value in (False, 0):
             layers.problems.append(
-                f"model.offline = false (--set): {name} is set, which forbids all network use; "
-                "unset it first"
+                f"model.offline = false ({given.source}): {name} is set, "
+                "which forbids all network use; unset it first"
             )
         elif given is None or given.value is not True:
             layers.values[_OFFLINE] = _Value(True, f"environment variable {name}")
@@ -327,7 +348,7 @@ def _problem(layers: _Layers, path: KeyPath, detail: Any) -> str:
         return f"{dotted} ({where}): {reason or detail['msg']}"
     allowed = f"must be {key.allowed}" if key is not None else ""
     hint = f" ({keys.LENGTHS})" if path == ("seal", "max_length") else ""
-    value = "…" if path in _MAY_BE_SECRET else _shown(given.value)
+    value = "…" if path in MAY_BE_SECRET else _shown(given.value)
     return f"{dotted} = {value} ({given.source}): {reason or allowed}{hint}"
 
 

@@ -120,7 +120,7 @@ def read_drops(path: Path) -> Iterator[Drop | BrokenLine]:
     Raises:
         DataError: The file cannot be read.
     """
-    return _records(path, _drop)
+    return _records(path, parse_drop)
 
 
 def read_rejects(path: Path) -> Iterator[Reject | BrokenLine]:
@@ -212,7 +212,12 @@ def _parsed(
         return BrokenLine(path, line, one_line(error, 120))
 
 
-def _drop(row: Mapping[str, object]) -> Drop:
+def parse_drop(row: Mapping[str, object]) -> Drop:
+    """The drop of a row that may come from anywhere.
+
+    Raises:
+        ValueError: A value is missing or of the wrong type; the message names its key.
+    """
     return Drop(
         passage_id=_text(row, "passage_id"),
         strategy=_text(row, "strategy"),

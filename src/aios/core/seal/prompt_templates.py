@@ -15,7 +15,7 @@ from typing import Literal
 
 import yaml
 
-from aios.core.errors import ConfigError, UnknownStrategyError
+from aios.core.errors import ConfigError, UnknownStrategyError, UsageError
 
 PromptFormat = Literal["lines", "rewrites", "qa"]
 
@@ -101,6 +101,19 @@ def fill_template(template: str, values: Mapping[str, str], where: str) -> str:
             continue
         lines.append(_PLACEHOLDER.sub(replace, line))
     return "\n".join(lines)
+
+
+def require_passage(prompt: PromptTemplate) -> None:
+    """Refuses a prompt that leaves the passage out.
+
+    Raises:
+        UsageError: It does.
+    """
+    if "passage" not in _PLACEHOLDER.findall(prompt.template):
+        raise UsageError(
+            f"the prompt {prompt.name!r} does not hold {{passage}}",
+            "write {passage} where the passage is to stand",
+        )
 
 
 def is_variable_name(name: str) -> bool:

@@ -16,6 +16,7 @@ between fixed headings, so that the reasoning can be cut away and is never train
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -28,6 +29,7 @@ from aios.core.seal.prompt_templates import (
     fill_template,
     is_variable_name,
     load_prompts_file,
+    require_passage,
 )
 from aios.core.types import Passage
 
@@ -179,6 +181,26 @@ class PromptBuilder:
     def custom_strategies(self) -> tuple[str, ...]:
         """Names that come from the user's file."""
         return tuple(self._own)
+
+    @property
+    def variables(self) -> Mapping[str, str]:
+        """Values of the placeholders that do not come from the passage."""
+        return dict(self._variables)
+
+    def with_prompt(self, prompt: PromptTemplate) -> PromptBuilder:
+        """These prompts and one more, which replaces one of its name.
+
+        Raises:
+            UnknownStrategyError: It uses a variable that is not known; the remedy lists those that
+                are.
+            UsageError: It does not hold ``{passage}``.
+        """
+        require_passage(prompt)
+        made = copy.copy(self)
+        made._own = {**self._own, prompt.name: prompt}
+        made._prompts = {**self._prompts, prompt.name: prompt}
+        made._check(prompt)
+        return made
 
     def template(self, strategy: str) -> PromptTemplate:
         """The template of a strategy.

@@ -16,7 +16,7 @@ from aios.core.data.probes import Probe, make_probes
 from aios.core.errors import BackendError, StorageError
 from aios.core.events import WorkFailed
 from aios.core.protocols import Emit, ShouldStop
-from aios.core.restem import Tried, TriedPassage
+from aios.core.restem import Tried, TriedPassage, thin_losses
 from aios.core.seal.racing import race
 from aios.core.seal.reward import Reward, reward_of_outcome
 from aios.core.seal.trial_set import Candidate, PassageResult, Standing
@@ -87,6 +87,7 @@ class TrialBatch:
         self._right: dict[str, float] = {}
         self._failures: dict[str, Failure] = {}
         self._tokens: dict[str, int] = {}
+        self._losses: dict[str, tuple[float, ...]] = {}
 
     def run(self, emit: Emit, should_stop: ShouldStop) -> list[TriedPassage]:
         """Untrained model, baselines, race; see `CandidateTrials.run`."""
@@ -206,6 +207,7 @@ class TrialBatch:
         self._right[job.id] = _share_right(outcome.answers)
         if outcome.metrics is not None:
             self._tokens[job.id] = outcome.metrics.tokens
+            self._losses[job.id] = thin_losses(outcome.metrics.losses)
         return earned.value
 
     def _tried(self, work: Work, result: PassageResult | None) -> TriedPassage:
@@ -249,6 +251,7 @@ class TrialBatch:
             accuracy_gain=fmean(self._right[job] for job in jobs) - right_before,
             train_tokens=round(fmean(self._tokens.get(job, 0) for job in jobs)),
             failures=failures,
+            losses=tuple(self._losses.get(job, ()) for job in jobs),
         )
 
     def _quantity(self, passage_id: str, answers: Answers) -> float:

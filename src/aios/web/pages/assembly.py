@@ -7,14 +7,15 @@ pages.
 
 from __future__ import annotations
 
+import asyncio
+import time
 from collections.abc import Callable
 from pathlib import Path
 
 import anyio.to_thread
 from starlette.applications import Starlette
-from starlette.datastructures import FormData
+from starlette.datastructures import FormData, Headers
 from starlette.exceptions import HTTPException
-from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Mount, Route
@@ -23,7 +24,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from aios.app.svg import CSS as CHART_STYLE
 from aios.core.errors import AIOSError
-from aios.web.errors import ApiError, ClientGoneError, error_response, from_aios
+from aios.web.errors import ApiError, error_response, from_aios
 from aios.web.limits import BODY_SECONDS, BoundedBodies
 from aios.web.pages import (
     ab_tests,
@@ -43,6 +44,7 @@ from aios.web.pages.calls import Call
 from aios.web.pages.guarding import PageGuard, Sessions
 from aios.web.pages.signing_in import sign_in_routes
 from aios.web.pages.site import Site
+from aios.web.security import Guard, SafeHeaders
 
 STATIC = Path(__file__).parents[1] / "static"
 MODULES = (home, files, jobs, runs, ab_tests, edits, cache, restem, experts, goals, chat, settings)
@@ -73,14 +75,16 @@ def create_site(
     for module in MODULES:
         routes += module.routes()
     pages = Starlette(
-        routes=routes,
-        middleware=[Middleware(PageGuard, sessions=sessions, token=token)],
-        exception_handlers={HTTPException: _on_http_error, Exception: _on_bug},
+        routes=routes, exception_handlers={HTTPException: _on_http_error, Exception: _on_bug}
     )
     pages.state.site = site
     pages.state.sessions = sessions
-    bounded = _Bounds(pages, site.config.serve.max_body_bytes)
-    return bounded if api is None else _Both(bounded, api)
+    pages.state.signs_in = token is not None
+    bounded = _Bounds(pages, site.settings.started.config.serve.max_body_bytes)
+    # The guard is outermost: no body is read of who may not send one, and its headers are on
+    # every answer, those of errors included.
+    guarded = PageGuard(bounded, sessions, token)
+    return guarded if api is None else _Both(guarded, api, token)
 
 
 class _Bounds:
@@ -98,32 +102,30 @@ class _Bounds:
 
 
 async def _bounded_stream(app: ASGIApp, scope: Scope, receive: Receive, send: Send) -> None:
-    """Passes an upload on as it comes; one that is too large is cut off with an error."""
-    taken, begun = 0, False
+    """Passes an upload on as it comes; one that is too large or too slow ends with an error."""
+    declared = Headers(scope=scope).get("content-length", "0")
+    taken = int(declared) if declared.isascii() and declared.isdigit() else 0
+    too_large, taken = taken > MOST_UPLOAD_BYTES, 0
+    end = time.monotonic() + UPLOAD_SECONDS
+    whole = False
 
     async def counted() -> Message:
-        nonlocal taken
-        message = await receive()
+        nonlocal taken, whole
+        if whole:
+            return await receive()  # waits for the client to leave
+        if too_large:
+            raise _too_large()
+        try:
+            message = await asyncio.wait_for(receive(), end - time.monotonic())
+        except asyncio.TimeoutError:
+            raise ApiError(408, f"the file did not arrive within {UPLOAD_SECONDS:g} s") from None
         taken += len(message.get("body", b""))
         if taken > MOST_UPLOAD_BYTES:
             raise _too_large()
+        whole = not message.get("more_body", False)
         return message
 
-    async def noting(message: Message) -> None:
-        nonlocal begun
-        begun = True
-        await send(message)
-
-    try:
-        declared = dict(scope["headers"]).get(b"content-length", b"0")
-        if not declared.isdigit() or int(declared[:20]) > MOST_UPLOAD_BYTES:
-            raise _too_large()
-        await app(scope, counted, noting)
-    except ApiError as error:
-        if not begun:
-            await error_response(error)(scope, receive, send)
-    except ClientGoneError:
-        return
+    await app(scope, counted, send)
 
 
 def _too_large() -> ApiError:
@@ -133,22 +135,39 @@ def _too_large() -> ApiError:
 class _Both:
     """Pages and API behind one address."""
 
-    def __init__(self, pages: ASGIApp, make_api: Callable[[], ASGIApp]) -> None:
+    def __init__(self, pages: ASGIApp, make_api: Callable[[], ASGIApp], token: str | None) -> None:
         self._pages = pages
-        self._make_api = make_api
-        self._api: ASGIApp | None = None
+        # Guarded here, too: a model is not loaded for who may not ask.
+        self._api = SafeHeaders(Guard(_LateApi(make_api), token))
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http" or not scope["path"].startswith(API_PATHS):
             await self._pages(scope, receive, send)
+        else:
+            await self._api(scope, receive, send)
+
+
+class _LateApi:
+    """The API's application, which is made when the first request comes; the others wait."""
+
+    def __init__(self, make: Callable[[], ASGIApp]) -> None:
+        self._make = make
+        self._made: ASGIApp | None = None
+        self._making = asyncio.Lock()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            app = self._made or await self._make_once()
+        except AIOSError as error:
+            await error_response(from_aios(error))(scope, receive, send)
             return
-        if self._api is None:
-            try:
-                self._api = await anyio.to_thread.run_sync(self._make_api)
-            except AIOSError as error:
-                await error_response(from_aios(error))(scope, receive, send)
-                return
-        await self._api(scope, receive, send)
+        await app(scope, receive, send)
+
+    async def _make_once(self) -> ASGIApp:
+        async with self._making:
+            if self._made is None:
+                self._made = await anyio.to_thread.run_sync(self._make)
+            return self._made
 
 
 async def _chart_style(request: Request) -> Response:
@@ -161,16 +180,19 @@ async def _live(request: Request) -> Response:
 
 async def _on_http_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
-    if "text/html" not in request.headers.get("accept", "") or not hasattr(
-        request.state, "session"
-    ):
+    accepted = request.headers.get("accept", "")
+    if "application/json" in accepted:
+        document = {"text": f"{error.detail}.", "tone": "bad", "remedy": ""}
+        return JSONResponse(document, error.status_code, error.headers)
+    if "text/html" not in accepted:
         return PlainTextResponse(str(error.detail), error.status_code, error.headers)
     call = Call(request, request.app.state.site, request.app.state.sessions, FormData())
+    missing = error.status_code == 404
     found = AIOSError(
-        "There is no such page." if error.status_code == 404 else str(error.detail),
-        "Go back, or begin at Home.",
+        "There is no such page." if missing else f"{error.detail}.", "Go back, or begin at Home."
     )
-    return call.page("error.html.j2", status=error.status_code, error=found, title="Not found")
+    title = "Not found" if missing else "This cannot be done"
+    return call.page("error.html.j2", status=error.status_code, error=found, title=title)
 
 
 async def _on_bug(request: Request, error: Exception) -> Response:

@@ -142,19 +142,20 @@ class Call:
 
 
 def local_path(text: str, otherwise: str) -> str:
-    """A path of this site with its query, never another site's; without an old note."""
-    parts = urlsplit(text)
-    safe = text.startswith("/") and not text.startswith(("//", "/\\")) and text.isprintable()
-    if not safe or parts.scheme or parts.netloc or "\\" in text:
+    """A path of this site, with its query and place, never another site's; without an old note."""
+    if not text.startswith("/") or text.startswith("//") or "\\" in text or not text.isprintable():
         return otherwise
+    parts = urlsplit(text)
     kept = [pair for pair in parts.query.split("&") if pair and not pair.startswith("note=")]
-    return parts.path + (f"?{'&'.join(kept)}" if kept else "")
+    place = f"#{parts.fragment}" if parts.fragment else ""
+    return parts.path + (f"?{'&'.join(kept)}" if kept else "") + place
 
 
 def _with_query(path: str, query: Mapping[str, str]) -> str:
     if not query:
         return path
-    return f"{path}{'&' if '?' in path else '?'}{urlencode(query)}"
+    path, mark, place = path.partition("#")
+    return f"{path}{'&' if '?' in path else '?'}{urlencode(query)}{mark}{place}"
 
 
 def get(path: str, page: Page) -> Route:

@@ -21,7 +21,6 @@ import secrets
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from http.cookies import CookieError, SimpleCookie
 from pathlib import Path
 
 from starlette.datastructures import Headers, MutableHeaders
@@ -32,7 +31,8 @@ from aios.core.files import guarded, read_bytes
 from aios.web.security import is_loopback_name
 
 SESSION_SECONDS = 30 * 24 * 3600
-OPEN_PATHS = ("/login", "/static/", "/charts.css", "/health", "/ready")
+OPEN_PATHS = frozenset({"/login", "/charts.css", "/health", "/ready"})
+OPEN_FOLDER = "/static/"
 PAGE_POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; "
     "connect-src 'self'; frame-src 'self'; form-action 'self'; base-uri 'none'; "
@@ -104,7 +104,7 @@ class Sessions:
     def id_of(self, value: str) -> str | None:
         """The session of a cookie's value; None where it is not ours or is over."""
         text, _, signature = value.rpartition(".")
-        if not hmac.compare_digest(_sign(self.key, text.encode()).hex(), signature):
+        if not _same(_sign(self.key, text.encode()).hex(), signature):
             return None
         identity, _, until = text.partition(".")
         return identity if until.isdigit() and int(until) > time.time() else None
@@ -122,12 +122,12 @@ class Sessions:
 
     def sent(self, headers: Headers) -> str | None:
         """The session of a request; None where it has none."""
-        try:
-            cookies = SimpleCookie(headers.get("cookie", "")[:8192])
-        except CookieError:
-            return None
-        found = cookies.get(self.cookie)
-        return self.id_of(found.value) if found is not None else None
+        # Cookies of other programs on this host come along, and may hold anything.
+        for text in ";".join(headers.getlist("cookie")).split(";"):
+            name, _, value = text.strip().partition("=")
+            if name == self.cookie and (session := self.id_of(value)) is not None:
+                return session
+        return None
 
 
 class PageGuard:
@@ -164,7 +164,7 @@ class PageGuard:
                 out = MutableHeaders(scope=message)
                 for name, value in _HEADERS.items():
                     out.setdefault(name, value)
-                if begun is not None and not scope["path"].startswith("/static/"):
+                if begun is not None and not scope["path"].startswith(OPEN_FOLDER):
                     out.append("Set-Cookie", self.sessions.header(begun))
             await send(message)
 
@@ -175,11 +175,15 @@ class PageGuard:
             return _no("This server answers requests to localhost or a loopback address only.")
         if scope["method"] not in _SAFE_METHODS and not _same_origin(scope, headers):
             return _no("This was sent by a page of another site, so nothing was done.")
-        if self._token is None or session is not None or scope["path"].startswith(OPEN_PATHS):
+        if self._token is None or session is not None or _is_open(scope["path"]):
             return None
         if scope["method"] in _SAFE_METHODS and "text/html" in headers.get("accept", ""):
             return RedirectResponse("/login", 303)
         return PlainTextResponse("Sign in first: open /login.", 401)
+
+
+def _is_open(path: str) -> bool:
+    return path in OPEN_PATHS or path.startswith(OPEN_FOLDER)
 
 
 def _no(text: str) -> Response:
@@ -198,14 +202,20 @@ def _same_origin(scope: Scope, headers: Headers) -> bool:
 
 def right_code(sessions: Sessions, session: str | None, sent: str) -> bool:
     """Whether a form's code is the one of its session; takes the same time however wrong it is."""
-    return session is not None and hmac.compare_digest(sessions.code(session), sent)
+    return session is not None and _same(sessions.code(session), sent)
 
 
 def right_token(expected: str, sent: str) -> bool:
     """Whether somebody knows the token; in constant time."""
     return hmac.compare_digest(
-        hashlib.sha256(expected.encode()).digest(), hashlib.sha256(sent.encode()).digest()
+        hashlib.sha256(expected.encode()).digest(),
+        hashlib.sha256(sent.encode("utf-8", "surrogatepass")).digest(),
     )
+
+
+def _same(expected: str, sent: str) -> bool:
+    """Whether two texts are the same, in constant time; `sent` may hold anything."""
+    return hmac.compare_digest(expected.encode(), sent.encode("utf-8", "replace"))
 
 
 def _sign(key: bytes, text: bytes) -> bytes:

@@ -8,11 +8,19 @@ from typing import Any
 from starlette.responses import Response
 from starlette.routing import Route
 
+from aios.app.job_charts import loss_chart
+from aios.app.job_progress import ProgressReader
+from aios.app.job_results import KIND_NAMES, Results, trouble_of
 from aios.app.jobs.child import ENDED, LOG, STARTED, STOP
 from aios.app.jobs.records import Job
+from aios.app.overview import look
 from aios.web.pages.calls import Call, get, post
 from aios.web.pages.live import file_stamp, live
 from aios.web.pages.site import Note
+
+PROGRESS = ProgressReader()  # of all jobs, for all pages
+RESULTS = Results()
+_A_PAGE = 50
 
 
 def routes() -> list[Route]:
@@ -31,12 +39,12 @@ def routes() -> list[Route]:
 
 def jobs_page(call: Call) -> Response:
     """All jobs."""
-    return call.page("jobs.html.j2", jobs=call.site.jobs.list())
+    return call.page("jobs.html.j2", **_listed(call))
 
 
 def jobs_table(call: Call) -> str:
     """The table of all jobs."""
-    return call.fragment("jobs_table.html.j2", jobs=call.site.jobs.list())
+    return call.fragment("jobs_table.html.j2", **_listed(call))
 
 
 def all_jobs_stamp(call: Call) -> Hashable:
@@ -55,10 +63,30 @@ def job_panel(call: Call) -> str:
 
 
 def job_stamp(call: Call) -> Hashable:
-    """Changes when one job does, or has said something."""
+    """Changes when one job does, has said something, or gets further."""
     job = call.site.jobs.get(call.path("job_id"))
-    files = [job.path / name for name in (ENDED, LOG, STARTED, STOP)]
-    return job.state, file_stamp(*files)
+    files = [job.path / name for name in (ENDED, STARTED, STOP)]
+    return job.state, file_stamp(*files), progress_stamp(job)
+
+
+def progress_stamp(job: Job) -> Hashable:
+    """Changes when a job has said something, or its run has recorded something."""
+    events = PROGRESS.events_of(job)
+    return file_stamp(job.path / LOG, *([events] if events else []))
+
+
+def result_path(job: Job) -> str:
+    """The page of what a job has made, or is making; empty where there is none yet."""
+    kind, done = job.request.kind, job.state == "done"
+    if kind == "ab-test":
+        return f"/ab-tests/{job.id}" if job.started else ""
+    if kind == "restem":
+        return f"/restem/{job.id}" if job.started else ""
+    if kind == "generate":
+        return f"/edits/{job.id}" if done else ""
+    if kind in ("train-expert", "forget"):
+        return f"/experts/{job.request.title}" if done else ""
+    return ""
 
 
 def stop_job(call: Call) -> Response:
@@ -85,6 +113,29 @@ def delete_job(call: Call) -> Response:
     return call.go("/jobs", Note("The job was removed from the list. Its results are kept."))
 
 
+def _listed(call: Call) -> dict[str, Any]:
+    jobs = call.site.jobs.list()
+    pages = max(1, -(-len(jobs) // _A_PAGE))
+    page = call.number("page", 1, least=1, most=pages)
+    return {
+        "jobs": jobs[(page - 1) * _A_PAGE : page * _A_PAGE],
+        "page": page,
+        "pages": pages,
+        "kinds": KIND_NAMES,
+    }
+
+
 def _shown(call: Call) -> dict[str, Any]:
     job: Job = call.site.jobs.get(call.path("job_id"))
-    return {"job": job, "log": call.site.jobs.log_tail(job.id)}
+    log = call.site.jobs.log_tail(job.id)
+    progress = look(PROGRESS, job)
+    return {
+        "job": job,
+        "log": log,
+        "kind": KIND_NAMES.get(job.request.kind, job.request.kind),
+        "progress": progress,
+        "chart": loss_chart(progress.curves) if progress else None,
+        "trouble": trouble_of(job, log),
+        "result": RESULTS.line(job, log),
+        "result_path": result_path(job),
+    }

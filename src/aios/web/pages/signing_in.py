@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import threading
-import time
+import asyncio
 
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, RedirectResponse, Response
@@ -14,8 +13,7 @@ from aios.web.pages.guarding import Sessions, right_token
 from aios.web.pages.site import Note
 from aios.web.pages.templates import environment
 
-_WAIT_SECONDS = 0.5
-_one_at_a_time = threading.Lock()  # slows guessing, whoever guesses
+WAIT_SECONDS = 0.5
 
 
 def sign_in_routes(sessions: Sessions, token: str | None) -> list[Route]:
@@ -26,21 +24,19 @@ def sign_in_routes(sessions: Sessions, token: str | None) -> list[Route]:
             return RedirectResponse("/", 303)
         return HTMLResponse(_page(""))
 
-    def sign_in(sent: str) -> Response:
-        with _one_at_a_time:
+    one_at_a_time = asyncio.Lock()  # slows guessing, whoever guesses; pages do not wait
+
+    async def enter(request: Request) -> Response:
+        async with request.form(max_files=0, max_fields=5, max_part_size=8192) as form:
+            found = form.get("token", "")
+        sent = found.strip() if isinstance(found, str) else ""
+        async with one_at_a_time:
             if token is not None and right_token(token, sent):
                 answer: Response = RedirectResponse("/", 303)
                 answer.headers["Set-Cookie"] = sessions.header(sessions.begin())
                 return answer
-            time.sleep(_WAIT_SECONDS)
+            await asyncio.sleep(WAIT_SECONDS)
         return HTMLResponse(_page("This is not the server's token."), 403)
-
-    async def enter(request: Request) -> Response:
-        from anyio.to_thread import run_sync
-
-        async with request.form(max_files=0, max_fields=5, max_part_size=8192) as form:
-            sent = form.get("token", "")
-        return await run_sync(sign_in, sent.strip() if isinstance(sent, str) else "")
 
     def leave(call: Call) -> Response:
         answer = call.go("/login", Note("You are signed out."))

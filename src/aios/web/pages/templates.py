@@ -66,7 +66,11 @@ def duration(seconds: float | None) -> str:
 
 def size(count: int | float | None) -> str:
     """A number of bytes in words; a dash where it is not known."""
-    return "–" if count is None else bytes_words(int(count))
+    if count is None:
+        return "–"
+    if count < 2**20:
+        return f"{count / 2**10:.0f} KiB" if count >= 2**10 else f"{int(count)} bytes"
+    return bytes_words(int(count))
 
 
 def percent(share: float | None, decimals: int = 0) -> str:
