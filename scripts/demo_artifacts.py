@@ -110,7 +110,8 @@ EXPERTS = (
         "Explain laws and customs",
     ),
 )
-_WRITTEN_ABOUT = 8  # passages of the file of self-edits
+_WRITTEN_ABOUT = 6  # passages of the file of self-edits
+_LESS_CHANCE = ("--set", "seal.temperature=0.5", "--set", "seal.max_new_tokens=200")
 QUESTIONS = (
     "Who designed the Brellow tide engine?",
     "What does the velvet sandpecker eat?",
@@ -149,7 +150,7 @@ def make_demo(
     whole = upload(passages.name, lines)
     some = upload("coast.jsonl", lines[:_WRITTEN_ABOUT])
     jobs = _Jobs(artifacts, given)
-    mix = ("--set", "seal.strategy=implications:2,self-qa:2", "--set", "seal.min_length=30")
+    mix = ("--set", "seal.strategy=cloze:1,rewrite:1,implications:1", *_LESS_CHANCE)
     jobs.run(generate_job(artifacts, "generate-coast", some), "generate-coast", *mix)
     if runs:
         jobs.run(ab_test_job(artifacts, "ab-test-passages", whole), "ab-test-passages")

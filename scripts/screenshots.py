@@ -4,9 +4,9 @@
     python -m scripts.screenshots --artifacts work/artifacts --model smollm2-135m-instruct
     python -m scripts.screenshots --page home --page chat
 
-Without a folder of artifacts one is filled with the scripted model by ``scripts/demo_artifacts.py``.
-Needs Chromium, found by name (``AIOS_CHROMIUM`` names another), and the package playwright. Where
-Pillow is installed, pictures get a palette, which makes them a third as large.
+Without a folder of artifacts one is filled with the scripted model by
+``scripts/demo_artifacts.py``. Needs Chromium, found by name (``AIOS_CHROMIUM`` names another), and
+the package playwright. Where Pillow is installed, pictures get a palette and are a third as large.
 """
 
 from __future__ import annotations
@@ -48,6 +48,7 @@ class Shot:
     Attributes:
         name: What it is called.
         path: The page.
+        choose: Selectors of lists that the first, second, … entry is chosen of.
         press: Selectors of links and buttons that are pressed there, one after the other.
         after: Selector of what is waited for then; empty: nothing is.
         top: Selector of what is scrolled to the top; empty: nothing is.
@@ -56,6 +57,7 @@ class Shot:
 
     name: str
     path: str
+    choose: tuple[str, ...] = ()
     press: tuple[str, ...] = ()
     after: str = ""
     top: str = ""
@@ -71,13 +73,17 @@ SHOTS = (
     Shot("expert", "/experts/harbours"),
     Shot("edits", "/edits", press=("a[href*='/edits/generate-']",), top="#found"),
     Shot("strategies", "/edits", press=("a[href*='/edits/generate-']", ".tabs a >> nth=1")),
-    Shot("ab-tests", "/ab-tests"),
     Shot("ab-test", "/ab-tests", press=("main tbody a[href^='/ab-tests/']",)),
     Shot("restem", "/restem"),
     Shot("restem-run", "/restem", press=("main tbody a[href^='/restem/']",)),
     Shot("chat", "/chat?model=harbours", ask=True),
     Shot("settings", "/settings"),
-    Shot("compare", "/runs/compare"),
+    Shot(
+        "compare",
+        "/runs/compare",
+        choose=("select[name=a]", "select[name=b]"),
+        press=("main form button.primary",),
+    ),
     Shot("doctor", "/settings/doctor", press=("main form button",), after="main table"),
 )
 
@@ -121,6 +127,8 @@ def take(browser: Browser, url: str, shot: Shot, theme: str, folder: Path) -> Pa
     )
     page = context.new_page()
     page.goto(shot.path)
+    for number, selector in enumerate(shot.choose, 1):
+        page.locator(selector).select_option(index=number)
     for selector in shot.press:
         page.locator(selector).first.click()
         page.wait_for_load_state()

@@ -49,6 +49,7 @@ PAGES = (
     "user_guide/CHAT.md",
     "user_guide/ROUTING.md",
     "user_guide/SERVER.md",
+    "user_guide/SEAL_OVERVIEW.md",
     "advanced/SEAL_ADVANCED_FEATURES.md",
 )
 MOST_NOT_RUN = 4  # blocks of a page that may be left out
@@ -180,6 +181,7 @@ def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("quick_jobs")
 @pytest.mark.parametrize("page", PAGES)
 @pytest.mark.filterwarnings("default")  # what the examples import is not under test

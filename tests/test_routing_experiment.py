@@ -15,6 +15,8 @@ from experiments.routing_set import DOMAINS, NEAR, build
 from aios.backends.scripted import ScriptedModel
 from aios.core.types import AdapterRef
 
+pytestmark = pytest.mark.slow
+
 
 def squad(passages: int = 4) -> list[dict[str, Any]]:
     """Passages of every article of the set, and of others, with words that only they have."""

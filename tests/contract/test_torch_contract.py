@@ -39,6 +39,7 @@ def test_the_torch_model_keeps_the_contract(
     check(lm)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("check", adapter_trainer.CHECKS, ids=lambda c: c.__name__)
 def test_the_torch_trainer_keeps_the_contract(
     check: Callable[[Workbench], None], lm: TorchLM, tmp_path: Path

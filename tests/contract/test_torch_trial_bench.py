@@ -59,6 +59,7 @@ def test_the_torch_bench_keeps_the_contract(
     check(workbench(tmp_path))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("check", IN_DOUBLE, ids=lambda c: c.__name__)
 def test_in_double_precision_the_others_change_nothing(
     check: Callable[[TrialWorkbench], None], tmp_path: Path
@@ -66,6 +67,7 @@ def test_in_double_precision_the_others_change_nothing(
     check(workbench(tmp_path, "float64"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("check", IN_DOUBLE, ids=lambda c: c.__name__)
 def test_nor_does_the_number_of_trainings_at_a_time(
     check: Callable[[TrialWorkbench], None], tmp_path: Path

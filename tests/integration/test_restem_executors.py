@@ -33,7 +33,7 @@ from tests.test_app.scripted_jobs import make_config, stop_after, without_times,
 BANK = 3
 on_ray = [pytest.mark.slow, pytest.mark.enable_socket, pytest.mark.timeout(240)]
 
-pytestmark = pytest.mark.usefixtures("quick_jobs")
+pytestmark = [pytest.mark.usefixtures("quick_jobs"), pytest.mark.slow]
 
 
 @pytest.fixture(autouse=True)

@@ -17,7 +17,11 @@ import pytest
 from tests.killed_process import killed_at
 from tests.test_app.scripted_jobs import without_times
 
-pytestmark = [pytest.mark.usefixtures("process_server", "quick_jobs"), pytest.mark.timeout(600)]
+pytestmark = [
+    pytest.mark.usefixtures("process_server", "quick_jobs"),
+    pytest.mark.timeout(600),
+    pytest.mark.slow,
+]
 
 
 @dataclass(frozen=True)

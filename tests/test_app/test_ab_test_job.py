@@ -608,6 +608,7 @@ def test_a_disk_that_fills_at_the_end_loses_no_arm(
     assert same_numbers(report, whole)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("process_server")
 def test_an_experiment_killed_again_and_again_ends_with_the_same_numbers(
     tmp_path: Path, whole: ABReport

@@ -156,6 +156,7 @@ def tensor_bytes() -> int:
     return sum(found.values())
 
 
+@pytest.mark.slow
 def test_memory_stays_flat_over_many_adaptations(lm: TorchLM, expert: AdapterRef) -> None:
     adapters = SessionAdapters(LendingWriter(lm), config(**{**LEARNS, "steps": 1}, max_sessions=2))
     sizes = []

@@ -237,6 +237,7 @@ def test_texts_of_a_large_file_are_held_in_part(
     assert (len(texts.passages), texts.whole) == (1, False)
 
 
+@pytest.mark.slow
 def test_pages_of_ten_thousand_passages_come_quickly(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -123,6 +123,7 @@ def test_behind_a_passage_that_is_never_finished_so_many_wait_and_no_more_are_be
         assert ids(islice(given, 1000)) == [f"p{n}" for n in range(4, 1004)]
 
 
+@pytest.mark.slow
 def test_a_journal_that_has_everything_is_read_in_groups(tmp_path: Path) -> None:
     run(tmp_path, map(passage, range(1500)), make(ShuffledModel()))
     read = 0
@@ -336,6 +337,7 @@ def test_a_kill_between_journal_and_cache_loses_no_passage(
     assert len(model.asked) == 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("with_cache", [True, False])
 def test_a_kill_at_any_event_leaves_the_output_as_it_would_have_been(
     tmp_path: Path, with_cache: bool

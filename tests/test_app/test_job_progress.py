@@ -153,6 +153,7 @@ def test_a_line_that_is_no_event_is_counted_and_left_out(bad: bytes) -> None:
     assert list(record.open) == ["good"]
 
 
+@pytest.mark.slow
 def test_a_hundred_thousand_events_are_read_once_and_fast(tmp_path: Path) -> None:
     many = [line(StageStarted("write", 100_000, "passages"))]
     for n in range(50_000):

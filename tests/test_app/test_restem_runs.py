@@ -422,6 +422,7 @@ def test_each_line_is_given_once_while_another_thread_writes(tmp_path: Path) -> 
     assert seen == [b"%06d" % n for n in range(count)]
 
 
+@pytest.mark.slow
 def test_a_long_record_is_read_in_bounded_memory(held: RunDirectory) -> None:
     kinds: list[Event] = [
         StageProgress("round 1: try", 2.0, "loss 2.91"),

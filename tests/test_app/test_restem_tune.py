@@ -211,6 +211,7 @@ def test_values_are_measured_with_the_trials_of_the_config(
 # ------------------------------------------------------------ what is shared
 
 
+@pytest.mark.slow
 def test_trials_of_the_same_e_step_share_it(
     tmp_path: Path, run: Callable[..., TuneReport], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -291,6 +292,7 @@ def test_three_failures_in_a_row_stop_the_search(
 # ------------------------------------------------------------ kills and resuming
 
 
+@pytest.mark.slow
 def test_a_killed_tuning_goes_on_without_repeating_what_is_done(
     run: Callable[..., TuneReport],
 ) -> None:

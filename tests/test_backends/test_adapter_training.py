@@ -604,6 +604,7 @@ def test_long_stretches_between_evaluations_are_committed_too(
     assert resumed.curve[-1].train_loss == whole.curve[-1].train_loss
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("process_server")
 def test_a_training_killed_again_and_again_ends_as_if_never_killed(
     trainer: TorchAdapterTrainer, tiny_folder: Path, tmp_path: Path

@@ -92,6 +92,7 @@ def test_trajectories_in_float32_follow_those_in_float64(exact: TorchLM) -> None
         assert found.losses == pytest.approx(wanted.losses, rel=2e-3)
 
 
+@pytest.mark.slow
 def test_losses_in_bfloat16_are_spread_around_those_in_float64(exact: TorchLM) -> None:
     jobs = jobs_of(6)
     expected = train(exact, jobs, together=False)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+import pytest
 from peft import PeftModel
 
 from aios.app.generators import writing_model
@@ -37,6 +38,7 @@ ITEMS = (
 GREEDY = SamplingParams(temperature=0.0, max_new_tokens=60)
 
 
+@pytest.mark.slow
 def test_a_trained_generator_writes_the_kept_edits_and_stops(
     lm: TorchLM, trainer: TorchAdapterTrainer, tmp_path: Path
 ) -> None:

@@ -390,6 +390,7 @@ def test_a_sequence_without_an_end_hides_little() -> None:
 # ------------------------------------------------------------ at a real terminal
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="no pty")
 def test_a_conversation_at_a_terminal(tmp_path: Path, terminal: Terminal) -> None:
     terminal.wait_for("> ")

@@ -76,7 +76,7 @@ def test_a_mistyped_command_gets_the_close_one(capsys: Capture) -> None:
 
 def test_an_unknown_command_gets_the_list(capsys: Capture) -> None:
     assert run(["zzz"]) == 2
-    names = "seal, hrm-hf, experts, goals, chat, serve, models, config, runs, doctor"
+    names = "seal, hrm-hf, experts, goals, chat, serve, web, models, config, runs, doctor"
     assert f"the commands are: {names}" in capsys.readouterr().err
 
 

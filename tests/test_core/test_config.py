@@ -30,8 +30,15 @@ from aios.core.errors import ConfigError
 DEFAULT_YAML = Path(__file__).resolve().parents[2] / "config" / "default.yaml"
 
 
-def load(*overrides: str, env: dict[str, str] | None = None, **files: Path) -> LoadedConfig:
-    return load_config(overrides=overrides, env=env or {}, **files)
+def load(
+    *overrides: str,
+    env: dict[str, str] | None = None,
+    config_file: Path | None = None,
+    user_file: Path | None = None,
+) -> LoadedConfig:
+    return load_config(
+        overrides=overrides, env=env or {}, config_file=config_file, user_file=user_file
+    )
 
 
 def problems(*overrides: str, env: dict[str, str] | None = None, **files: Path) -> str:

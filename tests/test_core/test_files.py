@@ -179,6 +179,7 @@ def test_a_parent_that_is_a_file_is_a_clear_error(tmp_path: Path) -> None:
         atomic_write_text(tmp_path / "f" / "g", "x")
 
 
+@pytest.mark.slow
 def test_a_kill_during_writes_leaves_an_old_or_a_new_file(tmp_path: Path) -> None:
     path = tmp_path / "f"
     code = (
@@ -461,6 +462,7 @@ def test_an_atomic_folder_appears_when_it_is_finished(tmp_path: Path) -> None:
     assert sorted(os.listdir(final.parent)) == [".m.lock", "m"]
 
 
+@pytest.mark.slow
 def test_a_kill_while_folders_are_published_leaves_a_whole_one(tmp_path: Path) -> None:
     final = tmp_path / "final"
     code = (

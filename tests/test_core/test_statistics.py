@@ -42,14 +42,17 @@ def coverage(seeds: int, seed_sd: float, clusters: list[str], repetitions: int =
     return hits / repetitions
 
 
+@pytest.mark.slow
 def test_the_interval_covers_the_truth_as_often_as_it_says() -> None:
     assert 0.90 <= coverage(1, 0.0, CLUSTERS) <= 0.99
 
 
+@pytest.mark.slow
 def test_the_interval_covers_the_truth_for_new_seeds() -> None:
     assert 0.90 <= coverage(5, 0.05, CLUSTERS) <= 0.99
 
 
+@pytest.mark.slow
 def test_ignoring_the_clusters_would_cover_too_rarely() -> None:
     assert coverage(1, 0.0, [str(i) for i in range(len(CLUSTERS))], 150) < 0.85
 

@@ -488,6 +488,7 @@ def test_a_put_does_not_list_the_folder_each_time(tmp_path: Path, listings: list
     assert len(listings) <= 2
 
 
+@pytest.mark.slow
 def test_a_full_cache_does_not_list_the_folder_at_each_put(
     tmp_path: Path, listings: list[object]
 ) -> None:
@@ -501,6 +502,7 @@ def test_a_full_cache_does_not_list_the_folder_at_each_put(
     assert len(listings) <= 2 * puts / 4
 
 
+@pytest.mark.slow
 def test_what_cannot_be_removed_does_not_slow_down_every_put(
     tmp_path: Path, listings: list[object], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -31,12 +31,14 @@ def harness(*arguments: object) -> dict[str, int]:
     return counts
 
 
+@pytest.mark.slow
 def test_a_kill_at_any_call_leaves_a_working_cache(tmp_path: Path) -> None:
     kills = harness("kill", tmp_path)
     assert {*kills} >= {*WRITES_ENTRIES, "hit", "corrupt", "prune", "clear", "shorten usage"}
     assert min(kills[name] for name in WRITES_ENTRIES) >= 8  # open, write twice, sync, rename, …
 
 
+@pytest.mark.slow
 def test_a_full_disk_at_any_call_is_told_once_and_leaves_nothing_half_written(
     tmp_path: Path,
 ) -> None:
@@ -45,11 +47,13 @@ def test_a_full_disk_at_any_call_is_told_once_and_leaves_nothing_half_written(
     assert min(failures[name] for name in WRITES_ENTRIES) >= 6
 
 
+@pytest.mark.slow
 def test_a_disk_that_becomes_read_only_is_told_once(tmp_path: Path) -> None:
     failures = harness("fail-on", tmp_path, errno.EROFS)
     assert {*failures} >= {*WRITES_ENTRIES, "hit", "corrupt", "prune", "clear", "usage"}
 
 
+@pytest.mark.slow
 def test_processes_that_write_read_prune_and_clear_do_not_disturb_each_other(
     tmp_path: Path,
 ) -> None:

@@ -48,6 +48,7 @@ def test_stats_ignore_files_that_vanish_meanwhile(
     assert (stats.entries, stats.bytes, stats.unreadable) == (1, size, 0)
 
 
+@pytest.mark.slow
 def test_stats_of_many_entries_add_up(tmp_path: Path) -> None:
     count = 1203  # more than one thread reads at a time
     for number in range(count):

@@ -147,6 +147,7 @@ def test_pairs_are_read_the_same_in_every_dress(
     assert parse_qa(again) == parse_qa(text)
 
 
+@pytest.mark.slow
 def test_hostile_text_is_read_in_linear_time() -> None:
     start = time.perf_counter()
     pieces = (

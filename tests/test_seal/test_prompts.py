@@ -218,6 +218,7 @@ def test_all_faults_of_a_prompts_file_are_listed_at_once(tmp_path: Path) -> None
     assert all(fault in caught.value.message for fault in ("a.template", "b: must", "c.k"))
 
 
+@pytest.mark.slow
 def test_missing_binary_and_huge_prompts_files_are_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

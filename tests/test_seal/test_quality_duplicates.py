@@ -170,6 +170,7 @@ def test_an_edit_without_items_can_be_judged() -> None:
     assert corpus.judge(edit()) is not None
 
 
+@pytest.mark.slow
 def test_the_index_agrees_with_comparing_all_pairs() -> None:
     texts = [*sentences(30), *map(with_a_word_changed, sentences(30)), *sentences(30, seed=1)]
     index = NearDuplicateIndex(0.8)

@@ -71,6 +71,7 @@ def test_two_passages_worked_by_hand() -> None:
     assert result.raw.icc > 0.99
 
 
+@pytest.mark.slow
 @settings(max_examples=12)
 @given(st.integers(0, 2**32 - 1))
 def test_pure_noise_has_no_reliability_however_much_passages_differ(seed: int) -> None:
@@ -84,11 +85,13 @@ def test_pure_noise_has_no_reliability_however_much_passages_differ(seed: int) -
     assert result.noise.sd == pytest.approx(1, abs=0.12)
 
 
+@pytest.mark.slow
 def test_the_estimate_within_passages_is_unbiased_under_pure_noise() -> None:
     found = [report(drawn(seed, passages=20, candidates=3)).within.icc for seed in range(150)]
     assert np.mean([icc for icc in found if icc is not None]) == pytest.approx(0, abs=0.03)
 
 
+@pytest.mark.slow
 @settings(max_examples=12)
 @given(st.integers(0, 2**32 - 1), st.floats(0.5, 3))
 def test_planted_effects_are_found(seed: int, effect: float) -> None:

@@ -107,6 +107,7 @@ def test_in_a_planted_world_the_share_of_helpful_self_edits_rises_above_90_perce
     assert state.best > 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("keep", ["threshold", "best_of_k"])
 def test_with_a_shuffled_reward_it_does_not(tmp_path: Path, keep: Any) -> None:
     store = UnrecordedRounds(tmp_path)
@@ -260,6 +261,7 @@ def test_where_nothing_is_good_enough_the_generator_stays(tmp_path: Path) -> Non
     assert state.rounds[1].generator == ""
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_run_and_another_one_another(tmp_path: Path) -> None:
     def run(name: str, seed: int) -> list[RoundReport]:
         settings = replace(SETTINGS, seed=seed, trials=replace(QUICK, seed=seed))

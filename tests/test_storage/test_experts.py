@@ -255,6 +255,7 @@ def test_two_processes_at_once_lose_nothing(tmp_path: Path) -> None:
     assert found == {f"{name}{i}" for name in "ab" for i in range(20)}
 
 
+@pytest.mark.slow
 def test_a_kill_leaves_the_old_or_the_new_registry(tmp_path: Path) -> None:
     store(tmp_path).save(FULL)
     before = 1

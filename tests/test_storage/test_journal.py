@@ -191,6 +191,7 @@ def test_values_stay_on_disk(tmp_path: Path) -> None:
         assert "x" * 100 not in repr(vars(journal))
 
 
+@pytest.mark.slow
 def test_a_kill_loses_at_most_the_unit_in_flight(tmp_path: Path) -> None:
     path = tmp_path / "j"
     code = (

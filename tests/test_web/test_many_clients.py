@@ -19,7 +19,7 @@ from aios.web.server import Timeouts
 from tests.openai_server import LOOPBACK
 from tests.test_web.running import RunningServer, ask, wait_until
 
-pytestmark = LOOPBACK
+pytestmark = [*LOOPBACK, pytest.mark.slow]
 
 MODELS = ("base", "art", "physics", "auto")
 

@@ -25,7 +25,7 @@ from aios.core.config.schemas import Config
 from aios.web import __main__ as program
 from tests.openai_server import LOOPBACK
 
-pytestmark = LOOPBACK
+pytestmark = [*LOOPBACK, pytest.mark.slow]
 
 TOKEN = "a-token-of-more-than-16-characters"
 

@@ -14,7 +14,7 @@ import pytest
 from tests.openai_server import LOOPBACK
 from tests.test_web.running import EXPERTS, RunningServer
 
-pytestmark = LOOPBACK
+pytestmark = [*LOOPBACK, pytest.mark.slow]
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 MODULES = ("_results", "server_load")

@@ -18,7 +18,6 @@ from aios.core.errors import StorageError
 from aios.core.seal.reward import Reward
 from aios.core.types import AdapterRef, Failure, SelfEdit
 
-
 MOST_LOSSES = 48  # points of a trial's training curve that are kept
 
 

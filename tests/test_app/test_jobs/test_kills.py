@@ -37,6 +37,7 @@ def test_a_command_that_is_killed_is_told_with_its_signal(store: JobStore, confi
     assert "memory" in trouble.what
 
 
+@pytest.mark.slow
 def test_a_command_outlives_its_wrapper_and_the_job_is_held_until_both_are_gone(
     store: JobStore, config: Config
 ) -> None:
@@ -63,6 +64,7 @@ def test_a_job_all_of_whose_processes_are_killed_is_told_as_killed(
     assert resumed.ended is None
 
 
+@pytest.mark.slow
 def test_the_starter_dies_and_the_job_goes_on(
     store: JobStore, config: Config, tmp_path: Path
 ) -> None:

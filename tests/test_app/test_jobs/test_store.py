@@ -47,6 +47,7 @@ def test_a_job_that_fails_says_why_and_can_be_gone_on_with(store: JobStore, conf
     assert (again.state, again.attempts) == ("failed", 2)
 
 
+@pytest.mark.slow
 def test_jobs_take_turns_and_one_that_waits_can_be_stopped(store: JobStore, config: Config) -> None:
     with slot_taken(store):
         first = store.start(quick(store.artifacts), config, job_id="first")

@@ -23,7 +23,7 @@ from aios.app.jobs.store import JobStore
 from aios.app.own_program import command_of
 from tests.openai_server import LOOPBACK
 
-BROWSER = [pytest.mark.browser, *LOOPBACK, pytest.mark.timeout(300)]
+BROWSER = [pytest.mark.browser, *LOOPBACK, pytest.mark.timeout(600)]
 _START_SECONDS = 90.0
 
 

@@ -29,8 +29,11 @@ def run_slowly(seconds_per_token: float, arguments: Sequence[str]) -> None:
         sys.argv[1:] = list(flags)
         manager.main()
 
-    manager.open_assistant = open_slowly
-    aios.cli.commands.web.become_server = become
+    for module, name, own in (
+        (manager, "open_assistant", open_slowly),
+        (aios.cli.commands.web, "become_server", become),
+    ):
+        setattr(module, name, own)
     sys.argv[1:] = arguments
     main()
 

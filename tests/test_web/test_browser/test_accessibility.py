@@ -33,7 +33,9 @@ def serious(page: Page, rules: list[str]) -> list[str]:
     """What axe finds that is serious or critical, in a line each."""
     from axe_playwright_python.sync_playwright import Axe
 
-    found: dict[str, Any] = Axe().run(page, options={"runOnly": rules}).response
+    found: dict[str, Any] = (
+        Axe().run(page, options={"runOnly": rules, "resultTypes": ["violations"]}).response
+    )
     return [
         f"{one['id']} ({one['impact']}): {node['html'][:160]} {node['failureSummary'][:300]}"
         for one in found["violations"]

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 _LINKS = """() => [...document.querySelectorAll("a[href]:not([download])")]
     .filter((link) => link.origin === location.origin).map((link) => link.pathname + link.search)"""
+SAME = {"note", "sort", "order", "down", "page", "per"}  # the same page in another order
 NO_PAGES = ("/live", ".zip", ".yaml", ".json", ".jsonl", ".html", ".csv", ".svg")
 
 
@@ -30,7 +31,7 @@ def kind_of(path: str, known: list[Route]) -> str:
     parts = urlsplit(path)
     for route in known:
         if "GET" in (route.methods or ()) and route.path_regex.match(parts.path):
-            names = sorted({name for name, _ in parse_qsl(parts.query)} - {"note"})
+            names = sorted({name for name, _ in parse_qsl(parts.query)} - SAME)
             return route.path + (f"?{','.join(names)}" if names else "")
     return parts.path
 

@@ -381,6 +381,7 @@ def only_job(visitor: Visitor) -> Job:
     return job
 
 
+@pytest.mark.slow
 def test_a_run_is_started_paused_resumed_and_stopped(quick: Visitor) -> None:
     shown = quick.press(
         "/restem",
@@ -424,6 +425,7 @@ def _rounds(path: Path) -> int:
     return len(json.loads((path / "state.json").read_text())["rounds"])
 
 
+@pytest.mark.slow
 def test_a_run_of_the_command_line_goes_on_as_a_job(quick: Visitor, tmp_path: Path) -> None:
     path = quick.artifacts / "runs" / "mine"
     with pytest.raises(RunInterrupted):
@@ -461,6 +463,7 @@ def test_a_run_of_the_command_line_can_be_paused(visitor: Visitor, folder: Path)
         assert "It stops after the work in hand" in visitor.look("/restem/theirs")
 
 
+@pytest.mark.slow
 def test_a_job_that_waits_is_listed_and_can_be_stopped_and_resumed(
     quick: Visitor,
 ) -> None:
@@ -484,6 +487,7 @@ def test_a_job_that_waits_is_listed_and_can_be_stopped_and_resumed(
     assert "is done" in quick.press(f"/restem/{job.id}/resume", back=f"/restem/{job.id}")
 
 
+@pytest.mark.slow
 def test_a_job_that_does_not_listen_can_be_ended(quick: Visitor) -> None:
     quick.press("/restem", file=file_id(quick), rounds="90", passages="30", candidates="4")
     job = only_job(quick)

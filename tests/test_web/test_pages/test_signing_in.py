@@ -1,4 +1,4 @@
-"""Signing in: the token, the cookie it gives, the secret behind it, and the API beside the pages."""
+"""Signing in: the token, the cookie that it gives, the secret behind it; the API beside it."""
 
 from __future__ import annotations
 

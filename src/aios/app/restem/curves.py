@@ -12,7 +12,7 @@ from markupsafe import Markup
 
 from aios.app.svg_canvas import Axis, Canvas, padded
 
-_WIDTH, _HEIGHT = 260, 76
+_WIDTH, _HEIGHT = 260, 84
 _SIDE = 44  # for a number
 
 
@@ -28,9 +28,9 @@ def training_curve(losses: Sequence[Sequence[float]], id: str) -> Markup | None:
         return None
     first = known[0]
     canvas = Canvas(_WIDTH, _HEIGHT)
-    y_axis = Axis(*padded([loss for curve in known for loss in curve], 0.08), _HEIGHT - 14, 8)
+    y_axis = Axis(*padded([loss for curve in known for loss in curve], 0.08), _HEIGHT - 22, 8)
     x_axis = Axis(0.0, 1.0, _SIDE, _WIDTH - _SIDE)
-    canvas.line(_SIDE, _HEIGHT - 12, _WIDTH - _SIDE, _HEIGHT - 12, "axis")
+    canvas.line(_SIDE, _HEIGHT - 20, _WIDTH - _SIDE, _HEIGHT - 20, "axis")
     canvas.group("s1")
     for curve in known[1:]:
         canvas.path(_pixels(curve, x_axis, y_axis), "trace")
@@ -40,7 +40,7 @@ def training_curve(losses: Sequence[Sequence[float]], id: str) -> Markup | None:
     canvas.end_group()
     canvas.text(_SIDE - 5, y_axis(first[0]) + 4, f"{first[0]:.2f}", anchor="end")
     canvas.text(_WIDTH - _SIDE + 5, y_axis(first[-1]) + 4, f"{first[-1]:.2f}", "strong")
-    canvas.text(_WIDTH / 2, _HEIGHT - 1, "training", anchor="middle")
+    canvas.text(_WIDTH / 2, _HEIGHT - 5, "training", anchor="middle")
     trials = "1 trial" if len(known) == 1 else f"{len(known)} trials, the first one strong"
     return canvas.render(
         id,

@@ -24,7 +24,7 @@ from aios.cli.options import (
     "web",
     cls=Command,
     short_help="Open Subbrains Manager in the browser.",
-    examples=("aios web", "aios web --port 8080 --data examples --open"),
+    examples=("aios web", "aios web --port 8080 --open"),
 )
 @config_option("--host", "serve.host", help="Address to listen on.", metavar="ADDRESS")
 @config_option(

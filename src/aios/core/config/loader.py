@@ -3,7 +3,8 @@
 Takes, from weakest to strongest, the packaged ``config/default.yaml``, the user's file, the file
 given by ``--config``, environment variables (``AIOS_SEAL__STRATEGY=rewrite``, two underscores
 between levels), ``--set seal.strategy=rewrite`` and what was changed in the browser; gives one
-frozen `Config` and, for each key, where its value came from. A layer changes single keys: lists are replaced, sections are merged.
+frozen `Config` and, for each key, where its value came from. A layer changes single keys: lists
+are replaced, sections are merged.
 ``HF_HUB_OFFLINE=1`` and ``AIOS_OFFLINE=1`` turn ``model.offline`` on, and nothing turns it off.
 A mix of strategies with numbers of its own beats a number of self-edits from a weaker layer.
 """
