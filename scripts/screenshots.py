@@ -6,12 +6,13 @@
 
 Without a folder of artifacts one is filled with the scripted model by
 ``scripts/demo_artifacts.py``. Needs Chromium, found by name (``AIOS_CHROMIUM`` names another), and
-the package playwright. Where Pillow is installed, pictures get a palette and are a third as large.
+the package playwright.
 """
 
 from __future__ import annotations
 
 import argparse
+import base64
 import json
 import os
 import shutil
@@ -24,11 +25,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
 from scripts.demo_artifacts import make_demo
+from scripts.small_png import indexed_png
 
 from aios.app.own_program import command_of
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
     from playwright.sync_api import Browser, Page
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -39,6 +43,18 @@ SIZE = (1280, 800)
 MOST_BYTES = 150_000
 CHAT = ("chat.temperature=0", "chat.max_new_tokens=48")
 QUESTION = "Who designed the Brellow tide engine?"
+_PIXELS = """async (text) => {
+  const file = await (await fetch(`data:image/png;base64,${text}`)).blob();
+  const image = await createImageBitmap(file);
+  const canvas = new OffscreenCanvas(image.width, image.height).getContext("2d");
+  canvas.drawImage(image, 0, 0);
+  const { data } = canvas.getImageData(0, 0, image.width, image.height);
+  let pixels = "";
+  for (let at = 0; at < data.length; at += 8192) {
+    pixels += String.fromCharCode(...data.subarray(at, at + 8192));
+  }
+  return btoa(pixels);
+}"""
 
 
 @dataclass(frozen=True)
@@ -140,9 +156,8 @@ def take(browser: Browser, url: str, shot: Shot, theme: str, folder: Path) -> Pa
         page.locator(shot.top).first.evaluate("(it) => it.scrollIntoView(true)")
     page.wait_for_timeout(700)
     file = folder / f"web-{shot.name}-{theme}.png"
-    page.screenshot(path=file)
+    file.write_bytes(indexed_png(pixels_of(browser, page.screenshot())))
     context.close()
-    with_palette(file)
     return file
 
 
@@ -154,14 +169,14 @@ def ask(page: Page) -> None:
     page.locator("#message").blur()
 
 
-def with_palette(file: Path) -> None:
-    """Makes a picture smaller, where Pillow is installed."""
-    try:
-        from PIL import Image  # type: ignore[import-not-found]
-    except ImportError:
-        return
-    with Image.open(file) as image:
-        image.convert("RGB").quantize(colors=128, dither=0).save(file, optimize=True)
+def pixels_of(browser: Browser, png: bytes) -> NDArray[np.uint8]:
+    """A picture's pixels, (height, width, 3); the browser reads the file."""
+    page = browser.new_page()
+    text: str = page.evaluate(_PIXELS, base64.b64encode(png).decode())
+    page.close()
+    width, height = SIZE
+    found = np.frombuffer(base64.b64decode(text), np.uint8).reshape(height, width, 4)
+    return found[:, :, :3]
 
 
 def take_all(artifacts: Path, model: str, shots: Sequence[Shot], folder: Path) -> list[Path]:

@@ -83,7 +83,10 @@ def result_line(job: Job, log: str) -> str:
     kept, passages = _WRITTEN.search(log), _PASSAGES.search(log)
     if kept is None or passages is None:
         return ""
-    return f"{kept[1]} self-edits of {passages[1]} passages were kept."
+    edits = "self-edit" if kept[1] == "1" else "self-edits"
+    about = "passage" if passages[1] == "1" else "passages"
+    was = "was" if kept[1] == "1" else "were"
+    return f"{kept[1]} {edits} of {passages[1]} {about} {was} kept."
 
 
 def trouble_of(job: Job, log: str) -> Trouble | None:
