@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import threading
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,6 @@ from aios.app.experts.download import zipped
 from aios.app.experts.learnt import ExpertReader, learning_curve
 from aios.app.experts.registry import open_goals, open_store
 from aios.app.jobs.commands import forget_job
-from aios.app.remembered import Remembered
 from aios.core.config.schemas import Config
 from aios.core.errors import FrozenExpertError, UnknownExpertError, UsageError
 from aios.core.experts.provenance import Document, Documents, encode_documents
@@ -36,42 +34,6 @@ def register(config: Config, *experts: Expert) -> None:
 
 def shape(branch: Branch) -> Any:
     return branch.expert.expert_id, [shape(child) for child in branch.children]
-
-
-def test_what_was_read_is_kept_until_the_file_changes(tmp_path: Path) -> None:
-    file, reads = tmp_path / "file", []
-
-    def read(path: Path) -> str:
-        reads.append(path.name)
-        return path.read_text() if path.exists() else "none"
-
-    remembered = Remembered(read, most=2)
-    assert [remembered.get(file), remembered.get(file)] == ["none", "none"]
-    file.write_text("one")
-    assert [remembered.get(file), remembered.get(file)] == ["one", "one"]
-    assert reads == ["file", "file"]
-    for name in "ab":
-        remembered.get(tmp_path / name)
-    remembered.get(file)  # pushed out by the two others
-    assert reads == ["file", "file", "a", "b", "file"]
-
-
-def test_many_threads_may_ask_at_once(tmp_path: Path) -> None:
-    remembered = Remembered(lambda path: path.name, most=2)
-    wrong: list[str] = []
-
-    def ask(number: int) -> None:
-        for step in range(200):
-            name = f"f{(number + step) % 5}"
-            if remembered.get(tmp_path / name) != name:
-                wrong.append(name)
-
-    threads = [threading.Thread(target=ask, args=(n,)) for n in range(4)]
-    for one in threads:
-        one.start()
-    for one in threads:
-        one.join()
-    assert wrong == []
 
 
 def test_circles_and_missing_parents_of_another_program_are_shown_once(config: Config) -> None:

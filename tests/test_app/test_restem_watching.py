@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import threading
-import time
 from itertools import pairwise
 from pathlib import Path
 
 from aios.app.restem.curves import training_curve
 from aios.app.restem.progress import MemoryHistory
 from aios.app.restem.run_rows import run_state
-from aios.app.restem.watching import KeptByStamp, RunWatch
+from aios.app.restem.watching import RunWatch
 from aios.core.events import Heartbeat, RunFinished, RunStarted
 from aios.core.restem import MOST_LOSSES, thin_losses
 from tests.test_app.restem_run_files import (
@@ -22,28 +20,6 @@ from tests.test_app.restem_run_files import (
     untrained,
     write_events,
 )
-
-
-def test_a_value_is_made_once_for_a_stamp_by_one_thread() -> None:
-    kept: KeptByStamp[int] = KeptByStamp(2)
-    made: list[int] = []
-
-    def make() -> int:
-        time.sleep(0.02)
-        made.append(1)
-        return len(made)
-
-    threads = [threading.Thread(target=kept.get, args=("a", 1, make)) for _ in range(5)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert made == [1]
-    assert kept.get("a", 1, make) == 1
-    assert kept.get("a", 2, make) == 2
-    for key in ("b", "c"):
-        kept.get(key, 1, make)
-    assert kept.get("a", 2, make) == 5  # it was forgotten: there is room for two
 
 
 def test_a_run_is_read_on_where_it_was_left(tmp_path: Path) -> None:

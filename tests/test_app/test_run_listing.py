@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 
 from aios.app import run_listing
-from aios.app.file_memory import FileMemory
 from aios.app.jobs.records import Job, JobRequest, JobState
 from aios.app.run_listing import find_run, headline, list_runs, read_entry, search_runs
 from aios.core.errors import UsageError
@@ -216,15 +215,3 @@ def test_files_are_read_again_only_when_they_change(
     finish(run, verdict="New.", comparison=None)
     assert entry(run).sentence == "New."
     assert len(read) == 2
-
-
-def test_a_memory_keeps_the_values_asked_for_last(tmp_path: Path) -> None:
-    memory: FileMemory[int] = FileMemory(2)
-    made = iter(range(10))
-
-    def get(key: str) -> int:
-        return memory.get(key, [tmp_path / key], lambda: next(made))
-
-    assert [get("a"), get("b"), get("a"), get("c"), get("a"), get("b")] == [0, 1, 0, 2, 0, 3]
-    (tmp_path / "a").write_text("there now")
-    assert get("a") == 4

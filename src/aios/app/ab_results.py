@@ -19,7 +19,7 @@ from typing import Any
 from markupsafe import Markup
 
 from aios.app import report_charts, report_html
-from aios.app.file_memory import FileMemory
+from aios.app.kept import KeptByStamp, stamp_of
 from aios.app.report_charts import QuestionChange
 from aios.app.report_page import printable
 from aios.app.restem.records import fits
@@ -65,8 +65,8 @@ class ABResult:
         return found if isinstance(found, Mapping) else {}
 
 
-_RESULTS: FileMemory[ABResult] = FileMemory(4)
-_DOCUMENTS: FileMemory[Mapping[str, Any]] = FileMemory(4)
+_RESULTS: KeptByStamp[ABResult] = KeptByStamp(4)
+_DOCUMENTS: KeptByStamp[Mapping[str, Any]] = KeptByStamp(4)
 
 
 def read_document(path: Path) -> Mapping[str, Any]:
@@ -83,7 +83,7 @@ def read_document(path: Path) -> Mapping[str, Any]:
             raise StorageError(f"{file} was written by another version of aios", _REMEDY)
         return found
 
-    return _DOCUMENTS.get(path, [file], read)
+    return _DOCUMENTS.get(path, stamp_of(file), read)
 
 
 def read_result(path: Path) -> ABResult:
@@ -105,7 +105,7 @@ def read_result(path: Path) -> ABResult:
             charts = report_charts.charts(document, dots, printable)
             return ABResult(document, report_html.summary(document), changes, charts)
 
-    return _RESULTS.get(path, [path / METRICS_FILE], make)
+    return _RESULTS.get(path, stamp_of(path / METRICS_FILE), make)
 
 
 def arm_runs(document: Mapping[str, Any], path: Path) -> dict[str, list[ArmRun]]:

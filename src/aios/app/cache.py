@@ -18,8 +18,8 @@ from aios.app.composition import (
 )
 from aios.app.generation_plan import check_input, read_input
 from aios.app.generators import check_generator, writing_model
+from aios.app.kept import KeptByStamp
 from aios.app.models import load_model
-from aios.app.remembered import Remembered
 from aios.core.config.schemas import Config
 from aios.core.data.rejects import Reject
 from aios.core.data.writers import write_rejects
@@ -72,7 +72,7 @@ class CacheLook:
     """Looks at the cache for pages, which ask often: entries are counted when there are others."""
 
     def __init__(self) -> None:
-        self._counted = Remembered(lambda folder: SelfEditCache(folder, 0).stats())
+        self._counted: KeptByStamp[CacheStats] = KeptByStamp(4)
 
     def of(self, config: Config) -> CacheStats:
         """What the config's cache holds, and how much it helped.
@@ -83,7 +83,7 @@ class CacheLook:
         folder = config.seal.cache_dir
         runs = past_usage(folder)
         return replace(
-            self._counted.get(folder),
+            self._counted.of_file(folder, lambda folder: SelfEditCache(folder, 0).stats()),
             limit_bytes=open_cache(config).max_bytes,
             hits=sum(run.hits for run in runs),
             misses=sum(run.misses for run in runs),

@@ -20,7 +20,7 @@ from aios.app.edit_totals import EditTotals
 from aios.app.growing_lines import NewLines
 from aios.app.inspect_choice import MOST_CHARACTERS, MOST_SOURCE_CHARACTERS, cut
 from aios.app.inspection import Selection, ShownPassage
-from aios.app.remembered import Remembered, Stamp
+from aios.app.kept import KeptByStamp, Stamp
 from aios.core.data.readers import read_passages
 from aios.core.errors import UsageError
 
@@ -109,9 +109,9 @@ class EditShelf:
 
     def __init__(self) -> None:
         self._indexes: OrderedDict[Hashable, EditIndex] = OrderedDict()
-        self._glances: OrderedDict[tuple[Stamp, ...], Glance] = OrderedDict()
+        self._glances: OrderedDict[Stamp, Glance] = OrderedDict()
         self._guard = threading.Lock()
-        self._texts = Remembered(read_texts, _KEPT_TEXTS)
+        self._texts: KeptByStamp[PassageTexts] = KeptByStamp(_KEPT_TEXTS)
 
     def totals(self, source: EditSource) -> EditTotals:
         """Counts and distributions of a source.
@@ -155,7 +155,7 @@ class EditShelf:
         index = self._index(source)
         texts = PassageTexts({}, problem="The file that the passages came from is not known.")
         if source.input is not None:
-            texts = self._texts.get(source.input)
+            texts = self._texts.of_file(source.input, read_texts)
         every = index.find(Selection())
         own = texts.with_text(text, index.ids(every.passages)) if text else []
         found = index.find(selection, text, own)

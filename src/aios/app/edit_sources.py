@@ -21,7 +21,7 @@ from aios.app.edit_index import EditIndex
 from aios.app.edit_records import Kind
 from aios.app.growing_lines import NewLines
 from aios.app.jobs.records import Job
-from aios.app.remembered import Stamp, stamp_of
+from aios.app.kept import Stamp, stamp_of
 from aios.core.data.edit_files import DROPPED_ENDING
 from aios.core.errors import UsageError
 from aios.core.files import confined, guarded, parse_json, require_id, valid_id
@@ -75,9 +75,9 @@ class EditSource:
         return self.job is not None and self.job.live
 
     @property
-    def stamp(self) -> tuple[Stamp, ...]:
+    def stamp(self) -> Stamp:
         """Changes when a file does."""
-        return tuple(stamp_of(path) for path, _ in self.files)
+        return stamp_of(*(path for path, _ in self.files))
 
     def index(self) -> EditIndex:
         """An index of it, which reads nothing before it is asked."""

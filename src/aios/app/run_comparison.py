@@ -20,7 +20,7 @@ from typing import Any
 from markupsafe import Markup
 
 from aios.app.ab_results import METRICS_FILE, arm_runs, as_written, read_document
-from aios.app.file_memory import FileMemory
+from aios.app.kept import KeptByStamp, stamp_of
 from aios.app.report_charts import ARM_LABELS, curve_of, draw_curves
 from aios.app.report_html import COLUMNS, METRIC_NAMES, metric_words, summary
 from aios.app.report_page import interval_words, percent, points, tone_of
@@ -50,7 +50,7 @@ _FILES = (METRICS_FILE, STATE_FILE, PLAN_FILE, "config.yaml")
 _BESIDE = COLUMNS[len(METRIC_NAMES) :]  # columns of the report that have no interval
 
 
-_KEPT: FileMemory[RunComparison] = FileMemory(16)
+_KEPT: KeptByStamp[RunComparison] = KeptByStamp(16)
 
 
 def compare_runs(first: RunEntry, second: RunEntry) -> RunComparison:
@@ -74,7 +74,7 @@ def compare_runs(first: RunEntry, second: RunEntry) -> RunComparison:
         return replace(_compare_ab(both), settings=settings)
 
     files = [path / name for path in (first.path, second.path) for name in _FILES]
-    found = _KEPT.get((first.path, second.path), files, make)
+    found = _KEPT.get((first.path, second.path), stamp_of(*files), make)
     return replace(found, runs=(first, second))
 
 

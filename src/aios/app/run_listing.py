@@ -22,8 +22,8 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
-from aios.app.file_memory import FileMemory
 from aios.app.jobs.records import Job
+from aios.app.kept import KeptByStamp, stamp_of
 from aios.app.report_page import interval_words, percent, points, tone_of
 from aios.app.restem.comparison import unit_of
 from aios.app.restem.folders import is_held, stop_requested
@@ -111,7 +111,7 @@ class RunEntry:
         return re.split(r"[/\\]", self.input)[-1]
 
 
-_KEPT: FileMemory[RunEntry] = FileMemory(2 * _MOST_RUNS)
+_KEPT: KeptByStamp[RunEntry] = KeptByStamp(2 * _MOST_RUNS)
 
 
 def list_runs(
@@ -192,7 +192,7 @@ def read_entry(path: Path, job: Job | None = None) -> RunEntry | None:
         return None if job is None else _of_job(path, job)
     files = [path / name for name in (RUN_FILE, METRICS_FILE, EVENTS_FILE)]
     held = _held(path)  # first: what a process writes before its end is seen, then
-    entry = _KEPT.get(path, files, lambda: _read(path))
+    entry = _KEPT.get(path, stamp_of(*files), lambda: _read(path))
     state: State = entry.state
     if held:
         state = "stopping" if stop_requested(path) else "running"

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from aios.app.experts.registry import open_goals, open_store
-from aios.app.remembered import Remembered, Stamp, stamp_of
+from aios.app.kept import KeptByStamp, Stamp, stamp_of
 from aios.core.config.schemas import Config
 from aios.core.experts.registry import ExpertFilter, Goal
 from aios.core.types import Expert
@@ -118,7 +118,7 @@ class ExpertBrowser:
     """Answers questions about registries without reading them each time."""
 
     def __init__(self) -> None:
-        self._registries = Remembered(_read_registry)
+        self._registries: KeptByStamp[tuple[Expert, ...]] = KeptByStamp(4)
 
     def experts(self, config: Config) -> tuple[Expert, ...]:
         """All experts, in the order they were added.
@@ -126,11 +126,11 @@ class ExpertBrowser:
         Raises:
             StorageError: The registry is corrupt.
         """
-        return self._registries.get(open_store(config).path)
+        return self._registries.of_file(open_store(config).path, _read_registry)
 
-    def revision(self, config: Config) -> tuple[Stamp, Stamp]:
+    def revision(self, config: Config) -> Stamp:
         """Changes when the registry or the goals do."""
-        return stamp_of(open_store(config).path), stamp_of(open_goals(config).path)
+        return stamp_of(open_store(config).path, open_goals(config).path)
 
     def counts(self, config: Config) -> ExpertCounts:
         """How many experts there are. Raises what `experts` does."""

@@ -19,7 +19,7 @@ from markupsafe import Markup
 
 from aios.app.expert_publishing import EXAMPLES_FILE
 from aios.app.experts.registry import read_documents
-from aios.app.remembered import Remembered
+from aios.app.kept import KeptByStamp
 from aios.app.svg import Series, line_chart
 from aios.core.errors import NonFiniteError, UsageError
 from aios.core.evaluation.statistics import Interval, difference_interval
@@ -124,8 +124,8 @@ class ExpertReader:
     """Reads experts' folders; safe to be asked by several threads."""
 
     def __init__(self) -> None:
-        self._learnt = Remembered(_read_learnt)
-        self._places = Remembered(_read_places)
+        self._learnt: KeptByStamp[Learnt] = KeptByStamp(4)
+        self._places: KeptByStamp[tuple[_Place, ...] | None] = KeptByStamp(4)
 
     def learnt(self, folder: Path) -> Learnt:
         """The passages of an expert and their scores.
@@ -133,7 +133,7 @@ class ExpertReader:
         Raises:
             StorageError: The record is damaged.
         """
-        return self._learnt.get(folder / DOCUMENTS_FILE)
+        return self._learnt.of_file(folder / DOCUMENTS_FILE, _read_learnt)
 
     def documents(self, folder: Path, text: str, page: int, size: int) -> DocumentPage:
         """A page of the passages whose id or origin holds a text. Raises what `learnt` does."""
@@ -160,7 +160,7 @@ class ExpertReader:
             StorageError: The file cannot be read.
         """
         path = folder / EXAMPLES_FILE
-        places = self._places.get(path)
+        places = self._places.of_file(path, _read_places)
         if places is None:
             return TextPage((), 0, 1, 1, {}, known=False)
         sources: dict[str, int] = {}

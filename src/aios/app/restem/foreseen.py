@@ -15,11 +15,11 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+from aios.app.kept import KeptByStamp
 from aios.app.restem.estimate import RestemEstimateReport, estimate_restem
 from aios.app.restem.folders import restem_info
 from aios.app.restem.forecast import ESTIMATE_FILE, kept_estimate
 from aios.app.restem.sizes import PassageCounts, approximate_tokens, count_dataset
-from aios.app.restem.watching import KeptByStamp
 from aios.core.config.loader import load_config
 from aios.core.config.schemas import Config
 from aios.core.errors import AIOSError

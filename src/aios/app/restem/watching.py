@@ -10,11 +10,11 @@ import os
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Hashable
+from collections.abc import Hashable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Generic, TypeVar
 
+from aios.app.kept import KeptByStamp
 from aios.app.restem.folders import newest_runs
 from aios.app.restem.run_results import (
     SOME_BYTES,
@@ -25,43 +25,8 @@ from aios.app.restem.run_results import (
 from aios.app.restem.run_rows import RunFacts, read_facts, row_stamp
 from aios.app.restem.runs import RunFollower, RunStatus
 
-T = TypeVar("T")
-
 _FOLLOWED, _RESULTS, _FACTS = 16, 8, 1024
 _SETTLED_SECONDS = 10.0  # a folder changed longer ago than this has no run in the making
-
-
-class KeptByStamp(Generic[T]):
-    """Values that are made again when a stamp of theirs has changed.
-
-    Args:
-        most: How many are kept.
-    """
-
-    def __init__(self, most: int) -> None:
-        self._most = most
-        self._kept: OrderedDict[Hashable, tuple[Hashable, T]] = OrderedDict()
-        self._making: dict[Hashable, threading.Lock] = {}
-        self._guard = threading.Lock()
-
-    def get(self, key: Hashable, stamp: Hashable, make: Callable[[], T]) -> T:
-        """The value of a key as of a stamp; one thread makes it, others wait for that one."""
-        with self._guard:
-            making = self._making.setdefault(key, threading.Lock())
-        with making:
-            with self._guard:
-                found = self._kept.get(key)
-                if found is not None and found[0] == stamp:
-                    self._kept.move_to_end(key)
-                    return found[1]
-            value = make()
-            with self._guard:
-                self._kept[key] = (stamp, value)
-                self._kept.move_to_end(key)
-                while len(self._kept) > self._most:
-                    gone, _ = self._kept.popitem(last=False)
-                    self._making.pop(gone, None)
-        return value
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,13 +13,14 @@ from starlette.routing import Route
 from aios.app.ab_progress import EVENTS_FILE, ABStatus, Followers
 from aios.app.ab_results import METRICS_FILE, SORTS, ABResult, find_changes, read_result
 from aios.app.jobs.records import Job
+from aios.app.kept import stamp_of
 from aios.app.report_charts import ARM_LABELS, learning_curves
 from aios.app.run_files import FILES, REPORT_FILE, read_shown
 from aios.app.run_listing import AB_TEST, RUN_FILE, RunEntry
 from aios.core.errors import AIOSError
 from aios.web.pages import runs
 from aios.web.pages.calls import Call, get
-from aios.web.pages.live import file_stamp, live
+from aios.web.pages.live import live
 from aios.web.pages.paging import part_of
 
 QUESTIONS_A_PAGE = 25
@@ -97,7 +98,7 @@ def panel_stamp(call: Call) -> Hashable:
     """Changes when an A/B test has done something."""
     run = runs.found_run(call, _KINDS)
     files = [run.path / name for name in (RUN_FILE, METRICS_FILE, EVENTS_FILE)]
-    return run.state, file_stamp(*files)
+    return run.state, stamp_of(*files)
 
 
 def questions_page(call: Call) -> Response:

@@ -15,10 +15,11 @@ from aios.app.edit_totals import LENGTHS, EditTotals
 from aios.app.inspect_html import score_card, share_bar
 from aios.app.inspection import Selection
 from aios.app.jobs.records import Job
+from aios.app.kept import stamp_of
 from aios.core.errors import UsageError
 from aios.web.pages import edit_previews
 from aios.web.pages.calls import Call, get
-from aios.web.pages.live import file_stamp, live
+from aios.web.pages.live import live
 
 FILES_A_PAGE = 25
 PASSAGES_A_PAGE = (10, 25, 50)
@@ -61,7 +62,7 @@ def edits_list(call: Call) -> str:
 def list_stamp(call: Call) -> Hashable:
     """Changes when a job does, or what one is writing."""
     return tuple(
-        (job.id, job.state, file_stamp(job.request.output.parent / JOURNAL) if job.live else None)
+        (job.id, job.state, stamp_of(job.request.output.parent / JOURNAL) if job.live else None)
         for job in call.site.jobs.list()
     )
 

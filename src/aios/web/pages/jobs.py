@@ -13,9 +13,10 @@ from aios.app.job_progress import ProgressReader
 from aios.app.job_results import KIND_NAMES, Results, trouble_of
 from aios.app.jobs.child import ENDED, LOG, STARTED, STOP
 from aios.app.jobs.records import Job
+from aios.app.kept import stamp_of
 from aios.app.overview import look
 from aios.web.pages.calls import Call, get, post
-from aios.web.pages.live import file_stamp, live
+from aios.web.pages.live import live
 from aios.web.pages.site import Note
 
 PROGRESS = ProgressReader()  # of all jobs, for all pages
@@ -66,13 +67,13 @@ def job_stamp(call: Call) -> Hashable:
     """Changes when one job does, has said something, or gets further."""
     job = call.site.jobs.get(call.path("job_id"))
     files = [job.path / name for name in (ENDED, STARTED, STOP)]
-    return job.state, file_stamp(*files), progress_stamp(job)
+    return job.state, stamp_of(*files), progress_stamp(job)
 
 
 def progress_stamp(job: Job) -> Hashable:
     """Changes when a job has said something, or its run has recorded something."""
     events = PROGRESS.events_of(job)
-    return file_stamp(job.path / LOG, *([events] if events else []))
+    return stamp_of(job.path / LOG, *([events] if events else []))
 
 
 def result_path(job: Job) -> str:

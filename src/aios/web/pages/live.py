@@ -13,10 +13,8 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
-import os
 import time
 from collections.abc import AsyncIterator, Callable, Hashable
-from pathlib import Path
 
 import anyio.to_thread
 from starlette.datastructures import FormData
@@ -54,19 +52,6 @@ def live(path: str, part: Part, stamp: Stamp) -> list[Route]:
         )
 
     return [get(path, once), Route(f"{path}/live", stream, methods=["GET"])]
-
-
-def file_stamp(*paths: Path) -> Hashable:
-    """Changes when one of the files does; a file that is not there counts, too."""
-    found: list[tuple[int, int, int] | None] = []
-    for path in paths:
-        try:
-            now = os.stat(path)
-        except OSError:
-            found.append(None)
-        else:
-            found.append((now.st_ino, now.st_size, now.st_mtime_ns))
-    return tuple(found)
 
 
 async def _events(call: Call, part: Part, stamp: Stamp) -> AsyncIterator[str]:

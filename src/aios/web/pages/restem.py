@@ -19,6 +19,7 @@ from aios.app.data_preview import Previews
 from aios.app.job_starts import OPTIONS, default_of
 from aios.app.jobs.child import ENDED, LOG, STARTED, STOP
 from aios.app.jobs.records import Job
+from aios.app.kept import stamp_of
 from aios.app.load_charts import load_charts, memory_chart
 from aios.app.machine_load import MachineLoad
 from aios.app.restem import run_jobs
@@ -43,7 +44,7 @@ from aios.core.files import confined, read_bytes
 from aios.web.pages.calls import Call, get, post
 from aios.web.pages.files import files_of
 from aios.web.pages.guarding import REPORT_POLICY
-from aios.web.pages.live import file_stamp, live
+from aios.web.pages.live import live
 from aios.web.pages.site import Note
 
 ROWS = 12
@@ -203,7 +204,7 @@ def run_stamp(call: Call) -> Hashable:
     files = [found.path / name for name in (EVENTS_FILE, STATE_FILE, STOP_FILE)]
     if found.job is not None:
         files += [found.job.path / name for name in (ENDED, LOG, STARTED, STOP)]
-    return found.state, file_stamp(*files)
+    return found.state, stamp_of(*files)
 
 
 def edits_page(call: Call) -> Response:

@@ -8,10 +8,11 @@ from typing import Any
 from starlette.responses import Response
 from starlette.routing import Route
 
+from aios.app.kept import stamp_of
 from aios.app.model_choice import fetch_model, model_rows, pull_jobs, use_model
 from aios.app.models import is_offline, models_folder
 from aios.web.pages.calls import Call, get, post
-from aios.web.pages.live import file_stamp, live
+from aios.web.pages.live import live
 from aios.web.pages.site import Note
 
 _PATH = "/settings/models"
@@ -41,7 +42,7 @@ def models_stamp(call: Call) -> Hashable:
     """Changes when a model is chosen, a fetch begins or ends, or the folder changes."""
     jobs = tuple((job.id, job.state) for job in pull_jobs(call.site.jobs))
     config = call.site.config
-    return config.model, jobs, file_stamp(models_folder(config))
+    return config.model, jobs, stamp_of(models_folder(config))
 
 
 def use(call: Call) -> Response:
