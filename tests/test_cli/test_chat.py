@@ -7,6 +7,7 @@ import json
 import os
 import re
 import select
+import signal
 import stat
 import subprocess
 import sys
@@ -486,6 +487,8 @@ def _own_terminal() -> None:
     import termios
 
     fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+    # What a shell starts in the background without job control ignores Ctrl-C, and so would this.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def test_the_history_is_in_the_users_state_folder() -> None:

@@ -48,7 +48,8 @@ def serious(page: Page, rules: list[str]) -> list[str]:
 def test_axe_finds_nothing_serious_on_any_page(
     demo_site: RunningSite, opened: Opener, width: int
 ) -> None:
-    page = opened(demo_site, None, viewport={"width": width, "height": 900})
+    size = {"width": width, "height": 900}
+    page = opened(demo_site, None, viewport=size, reduced_motion="reduce")
     problems, paths, began = [], [], time.monotonic()
     for path in walk(page, each=1):
         say(f"{time.monotonic() - began:.0f} s: {path}")

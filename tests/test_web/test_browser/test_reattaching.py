@@ -11,7 +11,8 @@ import pytest
 
 from tests.test_web.running import wait_until
 from tests.test_web.test_browser.conftest import ROOT, Opener
-from tests.test_web.test_browser.running_site import BROWSER, RunningSite
+from tests.test_web.test_browser.running_site import BROWSER, RunningSite, say
+from tests.test_web.test_browser.test_speed import MOST_SHIFT, SHIFTS
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
@@ -70,7 +71,11 @@ def test_a_run_is_found_again_after_tabs_and_the_server_were_gone(
         left_open.evaluate("window.neverLoadedAgain = true")
         panel = left_open.get_by_role("region", name="How the run stands")
         panel.get_by_text("running").first.wait_for()
+        panel.get_by_text("Trials done in this round").wait_for()
         page.close()
+        shift = left_open.evaluate(SHIFTS)
+        say(f"cumulative layout shift while a run goes on: {shift:.4f}")
+        assert shift < MOST_SHIFT
 
         site.kill()
         left_open.get_by_text(GIVES_UP).wait_for()

@@ -32,7 +32,7 @@ MOST_FRAME = 250  # milliseconds
 PASSAGES = 10_000
 EVENTS = 100_000
 _PAINT = """() => performance.getEntriesByName("first-contentful-paint")[0]?.startTime ?? -1"""
-_SHIFTS = """() => new Promise((done) => {
+SHIFTS = """() => new Promise((done) => {
   let sum = 0;
   new PerformanceObserver((list) => {
     for (const entry of list.getEntries()) if (!entry.hadRecentInput) sum += entry.value;
@@ -95,7 +95,7 @@ def test_the_first_paint_comes_within_a_second(
 )
 def test_nothing_jumps_on_a_live_page(demo_site: RunningSite, opened: Opener, path: str) -> None:
     page = opened(demo_site, path)
-    shift = page.evaluate(_SHIFTS)
+    shift = page.evaluate(SHIFTS)
     say(f"{path}: cumulative layout shift {shift:.4f}")
     assert shift < MOST_SHIFT
 

@@ -56,6 +56,8 @@ def walk(page: Page, *, each: int = 2, begin: tuple[str, ...] = ("/",)) -> Itera
         answer = page.goto(path)
         if answer is None or not answer.ok:
             continue  # an error of the page's console, which its watch has seen
+        if "sandbox" in answer.headers["content-security-policy"]:
+            continue  # a report by itself: nothing runs in it
         yield path
         for link in page.evaluate(_LINKS):
             if link not in seen:
