@@ -130,7 +130,7 @@ def test_a_setting_is_changed_refused_and_reset(own_demo: RunningSite, opened: O
     wait_until(lambda: changed_settings(own_demo) == {})
 
 
-def test_a_job_is_stopped_resumed_and_removed(own_demo: RunningSite, opened: Opener) -> None:
+def test_a_job_is_removed_and_its_results_stay(own_demo: RunningSite, opened: Opener) -> None:
     page = opened(own_demo, "/jobs")
     row = page.locator("#job-generate-coast")
     row.get_by_role("button", name="Remove").click()
