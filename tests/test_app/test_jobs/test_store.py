@@ -5,12 +5,16 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 
+import psutil
 import pytest
 
+from aios.app.jobs import store as store_module
 from aios.app.jobs.store import JobStore
 from aios.core.config.schemas import Config
 from aios.core.errors import StorageError, UsageError
+from aios.core.files import atomic_write_json
 from tests.test_app.test_jobs.job_requests import failing, quick, slot_taken, until
+from tests.test_web.running import wait_until
 
 
 def test_without_a_folder_there_are_no_jobs(tmp_path: Path) -> None:
@@ -197,3 +201,21 @@ def _document() -> dict[str, object]:
         "run": None,
         "input": None,
     }
+
+
+def test_a_job_that_could_not_be_stopped_is_not_begun(
+    store: JobStore, config: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun: list[int] = []
+
+    def full(path: Path, value: dict[str, int]) -> None:
+        if path.name == "process.json":
+            begun.append(value["pid"])
+            raise StorageError(f"cannot write {path}: no space left", "free some")
+        atomic_write_json(path, value)
+
+    monkeypatch.setattr(store_module, "atomic_write_json", full)
+    with pytest.raises(StorageError, match="no space"):
+        store.start(quick(store.artifacts), config)
+    (pid,) = begun
+    wait_until(lambda: store.list() == [] and not psutil.pid_exists(pid), 20)

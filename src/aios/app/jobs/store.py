@@ -17,6 +17,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -161,9 +162,6 @@ class JobStore:
             raise UsageError(f"{job_id} goes on already")
         if not job.can_resume:
             raise UsageError(f"{job_id} cannot be gone on with", "Start a new one.")
-        for name in (STOP, ENDED, STARTED):
-            with guarded("remove", job.path / name):
-                (job.path / name).unlink(missing_ok=True)
         run = job.request.run
         begun = run is None or (run / "run.json").exists()  # else it was stopped while it waited
         arguments = job.request.resume if begun else job.request.arguments
@@ -226,12 +224,15 @@ class JobStore:
         Raises:
             StorageError: Another process has the job, or none can be started.
         """
-        atomic_write_json(path / "attempts.json", {"attempts": attempts})
         command = [*arguments, "--config", str(path / "config.yaml")]
-        lock = os.open(path / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        with guarded("open", path / LOCK):
+            lock = os.open(path / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
             if not _take(lock):
                 raise StorageError(f"{path.name} is run by another process already")
+            for name in (STOP, ENDED, STARTED):  # of the attempt before
+                (path / name).unlink(missing_ok=True)
+            atomic_write_json(path / "attempts.json", {"attempts": attempts})
             given = [str(path), str(lock), "wait" if wait else "now", *command]
             child = subprocess.Popen(
                 command_of("aios.app.jobs.child", given),
@@ -246,9 +247,14 @@ class JobStore:
             raise StorageError(f"cannot start a process: {error.strerror}") from error
         finally:
             os.close(lock)  # the child has it
-        atomic_write_json(path / "process.json", {"pid": child.pid})
         with _children_guard:
             _children.append(child)
+        try:
+            atomic_write_json(path / "process.json", {"pid": child.pid})
+        except StorageError:  # nobody could stop it: it must not go on unseen
+            with suppress(ProcessLookupError):
+                os.killpg(child.pid, signal.SIGKILL)
+            raise
 
     def _read(self, job_id: str) -> Job:
         path = confined(self.root, job_id)
