@@ -11,7 +11,8 @@ import importlib.util
 import os
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import TypeVar
 
 import click
 
@@ -23,46 +24,59 @@ from aios.core.errors import UsageError
 NEEDED = ("fastapi", "multipart", "prometheus_client", "uvicorn")
 
 
+_OPTIONS = (
+    config_option(
+        "--host",
+        "serve.host",
+        help="Address to listen on; beyond loopback a token is needed.",
+        metavar="ADDRESS",
+    ),
+    config_option(
+        "--port",
+        "serve.port",
+        click.IntRange(0, 65_535),
+        help="Port to listen on; 0: any free one.",
+        metavar="N",
+    ),
+    config_option(
+        "--token-file",
+        "serve.token_file",
+        click.Path(exists=True, dir_okay=False),
+        help="File with the token that clients must send, or people sign in with.",
+        metavar="FILE",
+    ),
+    config_option(
+        "--tls-certificate",
+        "serve.tls_certificate",
+        click.Path(exists=True, dir_okay=False),
+        help="Certificate chain (PEM), for HTTPS.",
+        metavar="FILE",
+    ),
+    config_option(
+        "--tls-key",
+        "serve.tls_key",
+        click.Path(exists=True, dir_okay=False),
+        help="Its private key (PEM).",
+        metavar="FILE",
+    ),
+)
+_Function = TypeVar("_Function", bound=Callable[..., object])
+
+
+def server_options(function: _Function) -> _Function:
+    """Adds the options of a program that serves: address, token, certificate."""
+    for option in reversed(_OPTIONS):
+        function = option(function)
+    return function
+
+
 @click.command(
     "serve",
     cls=Command,
     short_help="Serve the experts over an OpenAI-compatible API.",
     examples=("aios serve", "aios serve --host 0.0.0.0 --token-file token.txt"),
 )
-@config_option(
-    "--host",
-    "serve.host",
-    help="Address to listen on; beyond loopback a token is needed.",
-    metavar="ADDRESS",
-)
-@config_option(
-    "--port",
-    "serve.port",
-    click.IntRange(0, 65_535),
-    help="Port to listen on; 0: any free one.",
-    metavar="N",
-)
-@config_option(
-    "--token-file",
-    "serve.token_file",
-    click.Path(exists=True, dir_okay=False),
-    help="File with the token that clients must send.",
-    metavar="FILE",
-)
-@config_option(
-    "--tls-certificate",
-    "serve.tls_certificate",
-    click.Path(exists=True, dir_okay=False),
-    help="Certificate chain (PEM), for HTTPS.",
-    metavar="FILE",
-)
-@config_option(
-    "--tls-key",
-    "serve.tls_key",
-    click.Path(exists=True, dir_okay=False),
-    help="Its private key (PEM).",
-    metavar="FILE",
-)
+@server_options
 @loaded_model_option
 @common_options
 def serve(common: Common) -> None:

@@ -8,12 +8,11 @@ from pathlib import Path
 import click
 
 from aios.cli.commands.seal import loaded_model_option
-from aios.cli.commands.serve import become_server, flags_of, require_packages
+from aios.cli.commands.serve import become_server, flags_of, require_packages, server_options
 from aios.cli.options import (
     Command,
     Common,
     common_options,
-    config_option,
     load,
     overrides,
     user_config_file,
@@ -26,10 +25,7 @@ from aios.cli.options import (
     short_help="Open Subbrains Manager in the browser.",
     examples=("aios web", "aios web --port 8080 --open"),
 )
-@config_option("--host", "serve.host", help="Address to listen on.", metavar="ADDRESS")
-@config_option(
-    "--port", "serve.port", click.IntRange(0, 65_535), help="Port; 0 for any free one.", metavar="N"
-)
+@server_options
 @click.option(
     "--data",
     type=click.Path(exists=True, file_okay=False, path_type=Path),
@@ -38,27 +34,6 @@ from aios.cli.options import (
     help="A folder whose files of passages can be chosen. Repeatable.",
 )
 @click.option("--open", "open_browser", is_flag=True, help="Open the page in the browser, too.")
-@config_option(
-    "--token-file",
-    "serve.token_file",
-    click.Path(exists=True, dir_okay=False),
-    help="File with the token that people sign in with.",
-    metavar="FILE",
-)
-@config_option(
-    "--tls-certificate",
-    "serve.tls_certificate",
-    click.Path(exists=True, dir_okay=False),
-    help="Certificate chain (PEM).",
-    metavar="FILE",
-)
-@config_option(
-    "--tls-key",
-    "serve.tls_key",
-    click.Path(exists=True, dir_okay=False),
-    help="Its private key (PEM).",
-    metavar="FILE",
-)
 @loaded_model_option
 @common_options
 def web(common: Common, data: tuple[Path, ...], open_browser: bool) -> None:
