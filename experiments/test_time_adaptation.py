@@ -1,8 +1,8 @@
 """Does adapting to a conversation help with what was said in it before the window that is kept?
 
-    python experiments/test_time_adaptation.py
-    python experiments/test_time_adaptation.py --latency
-    python experiments/test_time_adaptation.py --table
+    python -m experiments.test_time_adaptation
+    python -m experiments.test_time_adaptation --latency
+    python -m experiments.test_time_adaptation --table
 
 Scripted conversations with invented names and numbers: three facts early, six turns about other
 things, and late questions whose answers depend on the facts, which by then lie before the window
@@ -34,7 +34,7 @@ from pathlib import Path
 from statistics import fmean, median
 from typing import Any
 
-from conversations_with_facts import (  # type: ignore[import-not-found]  # beside this program
+from experiments.conversations_with_facts import (
     Conversation,
     Fact,
     Message,
@@ -43,11 +43,11 @@ from conversations_with_facts import (  # type: ignore[import-not-found]  # besi
 )
 
 import aios
-from aios.app.adaptation import SessionAdapters
-from aios.app.assistant_parts import open_writer
-from aios.app.conversation import check_messages, fit_window
+from aios.app.chat.adaptation import SessionAdapters
+from aios.app.chat.assistant_parts import open_writer
+from aios.app.chat.conversation import check_messages, fit_window
+from aios.app.chat.session_training import build_adaptation
 from aios.app.models import load_model
-from aios.app.session_training import build_adaptation
 from aios.core.config.schemas import Config
 from aios.core.evaluation.statistics import (
     Interval,
