@@ -15,7 +15,7 @@ from pathlib import Path
 from gguf import GGMLQuantizationType, GGUFReader, GGUFValueType, GGUFWriter, LlamaFileType
 from gguf.quants import dequantize, quantize
 
-from aios.backends.bundled import SMOLLM2_135M, obtain_gguf
+from aios.backends.model_files.bundled import SMOLLM2_135M, obtain_gguf
 from aios.core.protocols import ignore
 
 FORMATS = ("f16", "bf16")

@@ -12,7 +12,7 @@ import platform
 import re
 import statistics
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -83,7 +83,7 @@ def print_table(
 ) -> None:
     """Prints rows and ratios as aligned columns."""
     head = ("", "metric", "unit", "median", "min", "max", "n")
-    table = [head]
+    table: list[tuple[str, ...]] = [head]
     for each in rows:
         numbers = (_shown(each[key]) for key in ("median", "min", "max"))
         table.append((each["name"], each["metric"], each["unit"], *numbers, str(each["n"])))
@@ -121,9 +121,8 @@ def versions() -> dict[str, str]:
 
 def _cores() -> int:
     """Cores that this process may use."""
-    if sys.platform == "linux":
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+    affinity: Callable[[int], set[int]] | None = getattr(os, "sched_getaffinity", None)
+    return len(affinity(0)) if affinity else os.cpu_count() or 1
 
 
 def _cpu_model() -> str:

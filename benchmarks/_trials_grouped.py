@@ -27,7 +27,7 @@ from torch.nn import functional
 from aios.backends.devices import choose_device
 from aios.backends.models import resolve_model
 from aios.backends.torch_lm import TorchLM
-from aios.backends.trial_bench import TorchTrialBench
+from aios.backends.trials.bench import TorchTrialBench
 from aios.core.seal.racing import RacingSchedule, race
 from aios.core.seal.trial_set import Candidate as Runner
 from aios.core.trials import Answered, TrialJob, TrialOutcome

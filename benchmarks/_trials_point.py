@@ -11,7 +11,7 @@ from _trials_memory import peak_memory, start_watch
 
 from aios.backends.models import ModelSource
 from aios.backends.torch_lm import TorchLM
-from aios.backends.trial_bench import TorchTrialBench
+from aios.backends.trials.bench import TorchTrialBench
 from aios.core.seeds import derive
 from aios.core.trials import TrialJob
 from aios.core.types import LoraRecipe, TrainExample

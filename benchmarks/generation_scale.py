@@ -1,10 +1,10 @@
 """What generating self-edits costs beside the model: time, memory and disk for many passages.
 
-Files of 1,000, 10,000 and 100,000 passages go through `aios.app.generate` with the scripted model,
-which answers at once, so what is measured is ours: reading, prompts, parsing, the quality filter,
-journal, event log and output. Every sample is a process of its own. It is stopped before the last
-passage, so that the journal is there to be measured and a second run can go on from it: its time
-is that of reading back everything that was done.
+Files of 1,000, 10,000 and 100,000 passages go through `aios.app.edits.generate` with the scripted
+model, which answers at once, so what is measured is ours: reading, prompts, parsing, the quality
+filter, journal, event log and output. Every sample is a process of its own. It is stopped before
+the last passage, so that the journal is there to be measured and a second run can go on from it:
+its time is that of reading back everything that was done.
 
     python benchmarks/generation_scale.py [--passages N ...] [--folder DIR] [--repeats R]
 """
@@ -24,7 +24,7 @@ from typing import Any
 
 from _results import print_table, row, write_results
 
-from aios.app.generate import dropped_path, generate_edits
+from aios.app.edits.generate import dropped_path, generate_edits
 from aios.backends.scripted import ScriptedModel
 from aios.core.config.schemas import Config
 from aios.core.errors import RunInterrupted

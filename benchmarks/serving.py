@@ -75,8 +75,8 @@ def random_experts(model: TorchLM, folder: Path, count: int, rank: int) -> list[
     """Adapters on all linear layers, in folders of their own."""
     import torch
 
-    from aios.backends.adapter_rows import export_row
-    from aios.backends.lora_bank import LoraBank
+    from aios.backends.trials.adapter_rows import export_row
+    from aios.backends.trials.lora_bank import LoraBank
 
     bank = LoraBank(model.model, rank, 2 * rank)
     made = []
@@ -218,7 +218,7 @@ def measure(options: argparse.Namespace, folder: Path) -> tuple[TorchLM, dict[st
     """All rounds."""
     from aios.app.models import load_model
     from aios.backends.adapter_training import TorchAdapterTrainer
-    from aios.backends.serving_engine import TorchWriter
+    from aios.backends.serving.engine import TorchWriter
     from aios.backends.torch_lm import TorchLM
     from aios.core.config.schemas import Config
 

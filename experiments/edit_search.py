@@ -34,7 +34,8 @@ from aios.core.data.probes import Probe, make_probes
 from aios.core.data.readers import read_passages
 from aios.core.evaluation.ab_test import retention_requests
 from aios.core.protocols import LanguageModel, TrialBench
-from aios.core.seal.test_time_training import own_bench, text_items
+from aios.core.seal.test_time_training import own_bench
+from aios.core.seal.trainable_edits import text_items
 from aios.core.seeds import derive
 from aios.core.training.examples import LossOn, edit_examples, passage_examples
 from aios.core.trials import Answered, TrialJob, TrialOutcome

@@ -33,14 +33,8 @@ from aios.core.seal.answer_spans import AnswerSpan, find_answer_spans
 from aios.core.seal.strategies import get_strategy
 from aios.core.seeds import derive
 from aios.core.training.examples import passage_examples
-from aios.core.types import (
-    LoraRecipe,
-    Passage,
-    SamplingParams,
-    ScoreRequest,
-    TrainExample,
-    TrainingJob,
-)
+from aios.core.trainings import TrainingJob
+from aios.core.types import LoraRecipe, Passage, SamplingParams, ScoreRequest, TrainExample
 
 RESULTS = Path(__file__).parent / "results" / "recipe_search.jsonl"
 RECIPE = LoraRecipe(rank=32, alpha=64, learning_rate=5e-4, batch_size=8)

@@ -29,9 +29,9 @@ import numpy as np
 from experiments.routing_set import DOMAINS, Message, RoutingSet, profile_of
 
 import aios
+from aios.app.chat.routing import open_signals
+from aios.app.experts.training import train_expert
 from aios.app.models import load_trainer
-from aios.app.routing import open_signals
-from aios.app.train_expert import train_expert
 from aios.core.config.schemas import Config
 from aios.core.config.serving_schemas import RoutingConfig
 from aios.core.data.probes import Probe, make_probes

@@ -39,9 +39,10 @@ from aios.core.restem import Tried, TriedPassage
 from aios.core.seal.candidate_trials import decide
 from aios.core.seal.racing import EvenSchedule, RacingSchedule, Schedule
 from aios.core.seal.reliability import estimate_noise
-from aios.core.seal.reward import Z_ONE_SIDED_95, AccuracyReward, Reward, Threshold
+from aios.core.seal.reward import Z_ONE_SIDED_95, AccuracyReward, Threshold
 from aios.core.seal.selection import choose
 from aios.core.seeds import derive
+from aios.core.trials import Reward
 from aios.core.types import SelfEdit
 
 RESULTS = Path(__file__).parent / "results"

@@ -173,7 +173,7 @@ def quick_jobs(
     That is the revision of the sources, the versions of the packages, and the disk to have written
     what it was given.
     """
-    from aios.app import ab_test
+    from aios.app.ab_tests import job as ab_test
     from aios.storage import runs
 
     monkeypatch.setattr(runs, "git_revision", lambda folder: None)

@@ -15,7 +15,8 @@ from aios.core.seal.generator_card import (
     prompts_digest,
 )
 from aios.core.seal.prompts import PromptBuilder
-from aios.core.types import AdapterRef, LoraRecipe, TrainExample, TrainingJob
+from aios.core.trainings import TrainingJob
+from aios.core.types import AdapterRef, LoraRecipe, TrainExample
 from aios.storage.generators import write_generator
 
 STRATEGIES = {"implications": 0.25, "rewrite": 0.75}

@@ -16,7 +16,7 @@ from tqdm import tqdm  # type: ignore[import-untyped,unused-ignore]
 from aios.app.models import load_model
 from aios.app.restem.job import ReSTEMReport, optimize
 from aios.backends.torch_lm import TorchLM
-from aios.backends.trial_bench import TorchTrialBench
+from aios.backends.trials.bench import TorchTrialBench
 from aios.core.config.schemas import Config
 from aios.core.protocols import Emit, ShouldStop, TrialBench, ignore, never
 from aios.core.trials import TrialJob, TrialOutcome

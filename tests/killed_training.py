@@ -8,7 +8,8 @@ import torch
 
 from aios.backends.adapter_training import TorchAdapterTrainer
 from aios.backends.torch_lm import TorchLM
-from aios.core.types import LoraRecipe, ScoreRequest, TrainExample, TrainingJob
+from aios.core.trainings import TrainingJob
+from aios.core.types import LoraRecipe, ScoreRequest, TrainExample
 from tests.killed_process import Tell
 from tests.tiny_model import source_of
 

@@ -12,7 +12,8 @@ from aios.backends.scripted_training import ScriptedTrainer
 from aios.core.config.schemas import Config
 from aios.core.seal.generator_card import passage_hash, prompts_digest
 from aios.core.seal.prompts import PromptBuilder
-from aios.core.types import AdapterRef, LoraRecipe, Passage, TrainExample, TrainingJob
+from aios.core.trainings import TrainingJob
+from aios.core.types import AdapterRef, LoraRecipe, Passage, TrainExample
 from aios.storage.generators import write_generator
 from tests.generator_folders import CARD
 from tests.planted_world import HELPFUL, PlantedModel, answer, place

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import pytest
 
-from aios.app.doctor import run_doctor
+from aios.app.machine.doctor import run_doctor
 from aios.backends.scripted import ScriptedModel
 from aios.cli.aios import run
 from aios.core.config.loader import load_config

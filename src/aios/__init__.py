@@ -31,35 +31,35 @@ _EXPORTS = {
     "create_expert": "aios.app.experts.creation",
     "export_expert": "aios.app.experts.export",
     "forget": "aios.app.experts.forgetting",
-    "generate_edits": "aios.app.generate",
+    "generate_edits": "aios.app.edits.generate",
     "get_strategy": "aios.core.seal.strategies",
     "list_experts": "aios.app.experts.registry",
     "load_config": "aios.app.api",
     "load_model": "aios.app.api",
-    "open_assistant": "aios.app.assistant",
+    "open_assistant": "aios.app.chat.assistant",
     "open_executor": "aios.app.api",
     "optimize_generator": "aios.app.api",
     "race": "aios.core.seal.racing",
     "read_passages": "aios.core.data.readers",
-    "run_ab_test": "aios.app.ab_test",
-    "train_expert": "aios.app.train_expert",
+    "run_ab_test": "aios.app.ab_tests.job",
+    "train_expert": "aios.app.experts.training",
 }
 
 __all__ = ["__version__", *sorted(_EXPORTS)]  # noqa: PLE0604
 
 if TYPE_CHECKING:
-    from aios.app.ab_test import run_ab_test as run_ab_test
+    from aios.app.ab_tests.job import run_ab_test as run_ab_test
     from aios.app.api import load_config as load_config
     from aios.app.api import load_model as load_model
     from aios.app.api import open_executor as open_executor
     from aios.app.api import optimize_generator as optimize_generator
-    from aios.app.assistant import open_assistant as open_assistant
+    from aios.app.chat.assistant import open_assistant as open_assistant
+    from aios.app.edits.generate import generate_edits as generate_edits
     from aios.app.experts.creation import create_expert as create_expert
     from aios.app.experts.export import export_expert as export_expert
     from aios.app.experts.forgetting import forget as forget
     from aios.app.experts.registry import list_experts as list_experts
-    from aios.app.generate import generate_edits as generate_edits
-    from aios.app.train_expert import train_expert as train_expert
+    from aios.app.experts.training import train_expert as train_expert
     from aios.backends.torch_lm import TorchLM as TorchLM
     from aios.core.config.schemas import Config as Config
     from aios.core.data.readers import read_passages as read_passages

@@ -25,14 +25,8 @@ from aios.core.errors import (
 )
 from aios.core.events import Evaluated, Event, StageFinished, StageProgress, StageStarted
 from aios.core.protocols import AdapterTrainer, LanguageModel
-from aios.core.types import (
-    CurvePoint,
-    LoraRecipe,
-    ScoreRequest,
-    TrainExample,
-    TrainingJob,
-    TrainingResult,
-)
+from aios.core.trainings import CurvePoint, TrainingJob, TrainingResult
+from aios.core.types import LoraRecipe, ScoreRequest, TrainExample
 
 TEXTS = (
     "The mill at Orvane was built in 1871.",

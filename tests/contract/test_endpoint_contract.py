@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from aios.backends.bundled import SMOLLM2_135M, obtain_gguf
+from aios.backends.model_files.bundled import SMOLLM2_135M, obtain_gguf
 from aios.backends.openai_compat import EndpointModel
 from aios.core.config.endpoint_schema import EndpointConfig
 from aios.core.errors import BackendError

@@ -10,7 +10,7 @@ import torch
 
 from aios.backends.adapter_training import TorchAdapterTrainer
 from aios.backends.torch_lm import TorchLM
-from aios.backends.trial_bench import TorchTrialBench
+from aios.backends.trials.bench import TorchTrialBench
 from aios.core.protocols import LanguageModel
 from tests.contract import language_model, trial_bench
 from tests.contract.trial_bench import TrialWorkbench, trained

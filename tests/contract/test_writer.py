@@ -73,7 +73,7 @@ def scripted_bench(folder: Path) -> Iterator[Bench]:
 def torch_bench(folder: Path) -> Iterator[Bench]:
     import torch
 
-    from aios.backends.serving_engine import TorchWriter
+    from aios.backends.serving.engine import TorchWriter
     from aios.backends.torch_lm import TorchLM
     from tests.random_adapters import write_random_adapter
     from tests.tiny_model import build_llama, build_tokenizer

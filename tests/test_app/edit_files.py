@@ -9,7 +9,7 @@ from dataclasses import asdict
 from datetime import datetime, timezone
 from pathlib import Path
 
-from aios.app.edit_journal import encode_result
+from aios.app.edits.journal import encode_result
 from aios.app.jobs.commands import generate_job
 from aios.app.jobs.records import to_document
 from aios.core.data.edit_rows import to_row

@@ -19,7 +19,7 @@ from aios.core.restem import (
     TriedPassage,
 )
 from aios.core.seal.reliability import report as measure
-from aios.core.seal.reward import Reward
+from aios.core.trials import Reward
 from aios.core.types import Failure, Passage, SelfEdit
 
 STRATEGIES = ("implications", "rewrite", "self-qa", "answer-first")

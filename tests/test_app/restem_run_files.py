@@ -29,7 +29,7 @@ from aios.core.restem import (
     TriedPassage,
     tried_to_json,
 )
-from aios.core.seal.reward import Reward
+from aios.core.trials import Reward
 from aios.core.types import Failure, SelfEdit
 from aios.storage.runs import RunDirectory
 

@@ -11,6 +11,7 @@ from aios.backends.scripted_adapter import adapter_bytes, write_adapter
 from aios.core.experts.routing import Routing
 from aios.core.types import Expert, LoraRecipe
 from aios.storage.experts import FileExpertStore
+from tests.expert_cards import write_card
 
 
 def add_expert(
@@ -27,7 +28,7 @@ def add_expert(
     expert = Expert(expert_id, fields.pop("name", expert_id), **fields)
     store.save(expert)
     digests = {"adapter_digest": adapter.digest, "base_digest": base_digest or model.digest}
-    store.write_card(expert_id, digests)
+    write_card(store, expert_id, digests)
     return expert
 
 

@@ -10,9 +10,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from aios.app.ab_test import run_ab_test
-from aios.app.generate import generate_edits
-from aios.app.train_expert import train_expert
+from aios.app.ab_tests.job import run_ab_test
+from aios.app.edits.generate import generate_edits
+from aios.app.experts.training import train_expert
 from aios.backends.scripted import Faults, ScriptedModel
 from aios.core.config.schemas import Config
 from aios.storage import runs

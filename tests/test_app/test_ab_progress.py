@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from aios.app.ab_progress import ABFollower, Followers, planned_arms
+from aios.app.ab_tests.progress import ABFollower, Followers, planned_arms
 from aios.core.events import (
     Evaluated,
     Event,

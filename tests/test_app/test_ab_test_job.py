@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from aios.app import ab_test as job_module
-from aios.app.ab_test import ABReport, run_ab_test
+from aios.app.ab_tests import job as job_module
+from aios.app.ab_tests.job import ABReport, run_ab_test
 from aios.backends.scripted import Faults, ScriptedModel
 from aios.backends.scripted_training import ScriptedTrainer
 from aios.core.config.schemas import Config
@@ -24,7 +24,7 @@ from aios.core.errors import (
     UsageError,
 )
 from aios.core.events import Event, Notice, RunFinished, StageProgress, StageStarted
-from aios.core.types import TrainingJob
+from aios.core.trainings import TrainingJob
 from aios.storage.event_log import read_events
 from aios.storage.journal import Journal
 from tests.test_app.scripted_jobs import (
@@ -435,7 +435,7 @@ def test_going_on_with_nothing_starts_a_run_and_says_so(
 
 
 def test_going_on_with_a_run_of_another_kind_is_refused(config: Config, data: Path) -> None:
-    from aios.app.train_expert import train_expert
+    from aios.app.experts.training import train_expert
 
     run = train_expert(config, "mills", data).run_dir
     with pytest.raises(UsageError, match="is a run of train-expert, not of ab-test"):

@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from aios.app.adaptation import UNDO_STEPS, SessionAdapters
-from aios.app.adaptation_counts import AdaptationCounts
+from aios.app.chat.adaptation import UNDO_STEPS, SessionAdapters
+from aios.app.chat.adaptation_counts import AdaptationCounts
 from aios.backends.scripted import ScriptedModel
 from aios.backends.scripted_serving import ScriptedWriter
 from aios.backends.scripted_trials import ScriptedTrialBench
@@ -457,6 +457,21 @@ def test_the_users_own_retention_text_is_used(tmp_path: Path) -> None:
         record = adapters.history("a")[0]
         texts = [ScoreRequest("", "The sea is deep."), ScoreRequest("", "The sky is wide.")]
         assert record.retention_before == pytest.approx(mean_loss(ScriptedModel(), texts))
+
+
+def test_a_session_tells_which_statements_it_has_learned() -> None:
+    with sessions() as adapters:
+        note(adapters, "a", RUFUS, "How are you?")
+        note(adapters, "a", RUFUS, LOCKER)
+        first, second = adapters.lessons("a")
+        assert (first.new, first.repeated) == ((RUFUS,), ())
+        assert (second.new, second.repeated) == ((LOCKER,), (RUFUS,))
+        assert adapters.lessons("b") == ()
+        adapters.undo("a")
+        last = adapters.lessons("a")[-1]
+        assert (last.new, last.told.kept, last.told.reason) == ((LOCKER,), False, "taken back")
+        adapters.forget("a")
+        assert adapters.lessons("a") == ()
 
 
 def test_hostile_texts_are_read() -> None:

@@ -12,11 +12,11 @@ from typing import Any
 import pytest
 import torch
 
-from aios.app.adaptation import SessionAdapters
+from aios.app.chat.adaptation import SessionAdapters
 from aios.backends.adapter_training import TorchAdapterTrainer
-from aios.backends.serving_engine import TorchWriter
+from aios.backends.serving.engine import TorchWriter
 from aios.backends.torch_lm import TorchLM
-from aios.backends.trial_bench import TorchTrialBench
+from aios.backends.trials.bench import TorchTrialBench
 from aios.core.protocols import LanguageModel
 from aios.core.seal.adaptation_guard import default_retention, mean_loss
 from aios.core.serving import Part, WriteRequest

@@ -12,12 +12,12 @@ from typing import Any
 
 import pytest
 
-from aios.app import answer_records, assistant_parts
-from aios.app.adaptation_counts import AdaptationCounts
-from aios.app.answerers import Answerers
-from aios.app.answering import Answering
-from aios.app.assistant import Assistant, ServedModel, open_assistant
-from aios.app.offered_experts import Offer, OfferedExperts
+from aios.app.chat import answer_records, assistant_parts
+from aios.app.chat.adaptation_counts import AdaptationCounts
+from aios.app.chat.answerers import Answerers
+from aios.app.chat.answering import Answering
+from aios.app.chat.assistant import Assistant, ServedModel, open_assistant
+from aios.app.chat.offered_experts import Offer, OfferedExperts
 from aios.backends.scripted import ScriptedModel
 from aios.backends.scripted_serving import ScriptedWriter
 from aios.core.config.schemas import Config
@@ -66,6 +66,9 @@ class FakeAdapters:
 
     def history(self, session: str) -> tuple[Any, ...]:
         return ("learned",) if session in self.learned else ()
+
+    def lessons(self, session: str) -> tuple[Any, ...]:
+        return self.history(session)
 
     def counts(self) -> AdaptationCounts:
         return AdaptationCounts(kept=3, dropped=1)
@@ -562,7 +565,7 @@ def test_what_a_session_has_learned_can_be_seen_and_taken_back(adapting: Place) 
     adapting.ask("hi", session="s1")
     assistant = adapting.assistant
     assert assistant.can_adapt
-    assert len(assistant.adaptations("s1")) == 1
+    assert len(assistant.adaptations("s1")) == len(assistant.lessons("s1")) == 1
     assert assistant.undo("s1")
     assert not assistant.undo("s1")
     adapting.ask("hi", session="s1")

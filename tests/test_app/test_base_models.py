@@ -118,7 +118,7 @@ def test_the_scripted_model_comes_with_its_trainer(tmp_path: Path) -> None:
 def test_the_scripted_model_needs_no_torch() -> None:
     code = (
         "import sys\n"
-        "from aios.app.doctor import run_doctor\n"
+        "from aios.app.machine.doctor import run_doctor\n"
         "from aios.app.models import load_model, load_trainer\n"
         "from aios.core.config.schemas import Config, ModelConfig\n"
         "config = Config(model=ModelConfig(name='scripted'))\n"

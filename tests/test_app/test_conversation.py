@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aios.app.conversation import (
+from aios.app.chat.conversation import (
     MAX_CHARACTERS,
     MAX_MESSAGES,
     Conversation,
@@ -186,6 +186,16 @@ def test_empty_answers_are_left_out_and_records_pass() -> None:
         ]
     )
     assert checked == (Message("user", "one"), Message("user", "two"))
+
+
+def test_an_empty_system_message_says_that_there_is_to_be_none() -> None:
+    asked = {"role": "user", "content": "one"}
+    checked = check_messages([{"role": "system", "content": ""}, asked])
+    window = fit_window(MODEL, checked, system="Be brief.", max_tokens=100)
+    assert window.prompt == "<user> one </>"
+    own = check_messages([{"role": "system", "content": " "}, Message("system", "Rhyme."), asked])
+    window = fit_window(MODEL, own, system="Be brief.", max_tokens=100)
+    assert window.prompt == "<system> Rhyme. </>\n<user> one </>"
 
 
 def test_the_last_question_is_what_is_routed() -> None:

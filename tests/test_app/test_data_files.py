@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from aios.app import data_files
-from aios.app.data_files import DataFiles, bundled_example, safe_name
-from aios.app.data_preview import SHOWN_TEXT, Previews, look_at
+from aios.app.data import files as data_files
+from aios.app.data.files import DataFiles, bundled_example, safe_name
+from aios.app.data.preview import SHOWN_TEXT, Previews, look_at
 from aios.core.errors import DataError, UsageError
 
 
@@ -160,7 +160,7 @@ def test_a_file_without_passages_is_a_problem_without_its_path(tmp_path: Path) -
 def test_a_look_is_bounded_also_where_there_is_no_passage(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("aios.app.data_preview.MOST_SECONDS", 0.0)
+    monkeypatch.setattr("aios.app.data.preview.MOST_SECONDS", 0.0)
     path = tmp_path / "a.jsonl"
     path.write_text("bad\n" * 10_000)
     found = look_at(path)

@@ -16,11 +16,13 @@ from typing import Any
 import psutil
 import pytest
 
-from aios.app import doctor, machine
-from aios.app.doctor import Check, run_doctor
-from aios.app.machine import ProbeError
-from aios.backends import model_store, models
-from aios.backends.model_store import Manifest
+from aios.app.machine import doctor
+from aios.app.machine import facts as machine
+from aios.app.machine.doctor import Check, run_doctor
+from aios.app.machine.facts import ProbeError
+from aios.backends import models
+from aios.backends.model_files import store as model_store
+from aios.backends.model_files.store import Manifest
 from aios.core.config.schemas import Config, ModelConfig, PathsConfig
 from aios.core.config.seal_schema import SealConfig
 

@@ -7,13 +7,15 @@ from pathlib import Path
 
 import pytest
 
-from aios.app.edit_index import EditIndex
-from aios.app.edit_shelf import EditShelf, read_texts
-from aios.app.edit_sources import EditSource, find_source, list_sources
-from aios.app.inspect_edits import inspect_edits
-from aios.app.inspection import Selection
+from aios.app.edits.index import EditIndex
+from aios.app.edits.inspect_edits import inspect_edits
+from aios.app.edits.inspection import Selection
+from aios.app.edits.records import Kind, parsed_line
+from aios.app.edits.shelf import EditShelf, read_texts
+from aios.app.edits.sources import EditSource, find_source, list_sources
 from aios.app.jobs.store import JobStore
 from aios.core.errors import UsageError
+from aios.core.types import Drop, SelfEdit
 from tests.test_app.edit_files import (
     dropped,
     journal_line,
@@ -101,6 +103,32 @@ def test_passages_are_found_by_a_text_in_their_edits_drops_and_ids(three: EditIn
     assert found(three, "the “teal”", dropped=False) == []
     assert found(three, "c") == ["c", "b"]  # an id, and "crossed"
     assert found(three, '"items"') == []  # the file's own words are no text
+
+
+def test_a_search_in_a_journal_that_grows_reads_only_what_was_added(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    journal = tmp_path / ".edits.jsonl.journal"
+    journal.write_bytes(
+        journal_line(0, "p0", kept("p0", 0, "The ferry.")) + journal_line(1, "p1", kept("p1", 0))
+    )
+    index, read = EditIndex((journal, "journal")), []
+
+    def counted(kind: Kind, line: bytes, needle: str = "") -> list[SelfEdit | Drop]:
+        read.append(line)
+        return parsed_line(kind, line, needle)
+
+    monkeypatch.setattr("aios.app.edits.index.parsed_line", counted)
+    assert found(index, "ferry") == ["p0"]
+    assert len(read) == 2
+    with journal.open("ab") as handle:
+        handle.write(journal_line(2, "p2", dropped("p2", 0, text="A Ferry, too.")))
+    assert found(index, "ferry") == found(index, "ferry") == ["p0", "p2"]
+    assert len(read) == 3
+    with journal.open("ab") as handle:  # what was written is written again, without it
+        handle.write(journal_line(0, "p0", kept("p0", 0, "A mill.")))
+    assert found(index, "ferry") == ["p2"]
+    assert found(index, "mill") == ["p0"]
 
 
 def test_texts_are_read_again_for_the_passages_that_are_shown(three: EditIndex) -> None:
@@ -232,7 +260,7 @@ def test_texts_of_a_large_file_are_held_in_part(
 ) -> None:
     file = tmp_path / "passages.txt"
     file.write_text("First passage.\n\nSecond passage, which is longer.\n")
-    monkeypatch.setattr("aios.app.edit_shelf.MOST_TEXT", 20)
+    monkeypatch.setattr("aios.app.edits.shelf.MOST_TEXT", 20)
     texts = read_texts(file)
     assert (len(texts.passages), texts.whole) == (1, False)
 

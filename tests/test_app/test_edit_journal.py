@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from aios.app.edit_journal import _MOST_WAITING, JournalledEdits
-from aios.app.generate import dropped_path, generate_edits
+from aios.app.edits.generate import dropped_path, generate_edits
+from aios.app.edits.journal import _MOST_WAITING, JournalledEdits
 from aios.core.errors import BackendError, RunInterrupted
 from aios.core.events import Event, Notice
 from aios.core.protocols import ShouldStop, ignore, never

@@ -120,6 +120,16 @@ def test_texts_that_people_cannot_read_are_refused(config: Config, texts: dict[s
     assert open_store(config).require("a").description == "d"
 
 
+def test_texts_that_are_not_given_stay(config: Config) -> None:
+    register(config, Expert("a", "A", description="d", category="c"))
+    describe_expert(config, "a", category=" places ")
+    found = open_store(config).require("a")
+    assert (found.name, found.description, found.category) == ("A", "d", "places")
+    describe_expert(config, "a", name="", description="")
+    found = open_store(config).require("a")
+    assert (found.name, found.description, found.category) == ("a", "", "places")
+
+
 def test_a_curve_that_is_no_curve_is_not_drawn() -> None:
     points = [{"step": n, "train_loss": 2.0 / n, "validation_loss": None} for n in (1, 2)]
     assert "svg" in str(learning_curve({"curve": points}))

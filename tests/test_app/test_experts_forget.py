@@ -11,7 +11,7 @@ import pytest
 
 from aios.app.experts.forgetting import forget, plan_forget
 from aios.app.experts.registry import open_store, open_trash, open_versions, read_documents
-from aios.app.train_expert import ExpertReport, train_expert
+from aios.app.experts.training import ExpertReport, train_expert
 from aios.backends.scripted import ScriptedModel
 from aios.core.config.schemas import Config
 from aios.core.errors import (
@@ -24,6 +24,7 @@ from aios.core.errors import (
 )
 from aios.core.experts.provenance import text_digest
 from aios.core.types import ScoreRequest
+from tests.expert_cards import write_card
 from tests.test_app.scripted_jobs import make_config, record, stop_after, write_passages
 
 GONE = str(record(1)["id"])  # the passage that is forgotten
@@ -339,13 +340,13 @@ def test_refusals_leave_the_expert_as_it_was(config: Config, data: Path, tmp_pat
     with pytest.raises(FrozenExpertError):
         forget(config, "mills", GONE)
     store.set_frozen("mills", False)
-    store.write_card("mills", {"base_digest": "0" * 64})
+    write_card(store, "mills", {"base_digest": "0" * 64})
     with pytest.raises(AdapterMismatchError):
         forget(config, "mills", GONE)
-    store.write_card("mills", {"settings": {"training": {"rank": "many"}}})
+    write_card(store, "mills", {"settings": {"training": {"rank": "many"}}})
     with pytest.raises(UsageError, match=r"cannot be used: training\.rank"):
         forget(config, "mills", GONE)
-    store.write_card("mills", {"settings": None})
+    write_card(store, "mills", {"settings": None})
     with pytest.raises(UsageError, match="settings that expert 'mills' was trained with are not"):
         forget(config, "mills", GONE)
     (folder / "documents.jsonl").unlink()
@@ -379,7 +380,7 @@ def test_a_version_that_says_nothing_is_kept_and_named(config: Config, data: Pat
     folder = train(config, data).folder
     (folder / "documents.jsonl").unlink()
     store = open_store(config)
-    store.write_card("mills", {"passages": None})
+    write_card(store, "mills", {"passages": None})
     train(config, data, overwrite=True)
     report = forget(config, "mills", GONE)
     assert report.removed_versions == (2,)

@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 
-from aios.app import generate as generate_module
-from aios.app.cache import open_cache, warm_cache
-from aios.app.generate import dropped_path, generate_edits, preview_edits
-from aios.app.generation_plan import plan_generation
+from aios.app.edits import generate as generate_module
+from aios.app.edits.cache import open_cache, warm_cache
+from aios.app.edits.generate import dropped_path, generate_edits, preview_edits
+from aios.app.edits.generation_plan import plan_generation
 from aios.backends.scripted import Faults, ScriptedModel
 from aios.core.config.schemas import Config
 from aios.core.data.writers import read_edits
@@ -518,7 +518,7 @@ def test_a_spoiled_line_of_the_journal_is_made_again(
 def test_a_record_from_another_version_is_named(
     tmp_path: Path, passages: Path, output: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from aios.app import edit_journal
+    from aios.app.edits import journal as edit_journal
 
     config = make_config(tmp_path)
     monkeypatch.setattr(edit_journal, "encode_result", lambda result: {"kept": []})

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from aios.app.generation_plan import PROBED, EarlyEstimate, describe_estimate, plan_generation
+from aios.app.edits.generation_plan import PROBED, EarlyEstimate, describe_estimate, plan_generation
 from aios.core.seal.passage_edits import PassageEdits
 from aios.core.types import Passage
 from tests.test_app.scripted_jobs import make_config, write_passages

@@ -9,13 +9,13 @@ from typing import Any
 import pytest
 
 from aios.app import generators as job_module
-from aios.app.ab_test import run_ab_test
-from aios.app.cache import warm_cache
+from aios.app.ab_tests.job import run_ab_test
 from aios.app.composition import describe_strategy, recipe_for
-from aios.app.generate import generate_edits, preview_edits
-from aios.app.generation_plan import plan_generation
+from aios.app.edits.cache import warm_cache
+from aios.app.edits.generate import generate_edits, preview_edits
+from aios.app.edits.generation_plan import plan_generation
+from aios.app.experts.training import train_expert
 from aios.app.generators import attach_generator, describe_generator, writing_model
-from aios.app.train_expert import train_expert
 from aios.backends.scripted import ScriptedModel
 from aios.core.config.schemas import Config
 from aios.core.errors import AdapterMismatchError, RunInterrupted, StorageError, UsageError

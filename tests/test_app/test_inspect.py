@@ -16,10 +16,10 @@ from xml.etree import ElementTree
 
 import pytest
 
-from aios.app import inspect_choice
-from aios.app.inspect_edits import inspect_edits
-from aios.app.inspect_html import render_inspection
-from aios.app.inspection import OTHERS, Inspection, Selection, ShownEdit, Values
+from aios.app.edits import inspect_choice
+from aios.app.edits.inspect_edits import inspect_edits
+from aios.app.edits.inspect_html import render_inspection
+from aios.app.edits.inspection import OTHERS, Inspection, Selection, ShownEdit, Values
 from aios.core.data.edit_rows import to_row
 from aios.core.errors import DataError, UsageError
 from aios.core.events import Event, StageFinished, StageProgress
@@ -352,7 +352,7 @@ def test_a_large_file_tells_its_progress_and_a_small_one_nothing(
     events: list[Event] = []
     inspect_edits(three, emit=events.append)
     assert events == []
-    monkeypatch.setattr("aios.app.inspect_edits._ROWS_BETWEEN_EVENTS", 2)
+    monkeypatch.setattr("aios.app.edits.inspect_edits._ROWS_BETWEEN_EVENTS", 2)
     inspect_edits(three, emit=events.append)
     assert [e.done for e in events if isinstance(e, StageProgress)] == [2, 2, 4]
     assert [e.summary for e in events if isinstance(e, StageFinished)] == ["3 rows", "4 rows"]

@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 
-from aios.app import job_progress
-from aios.app.job_charts import loss_chart
-from aios.app.job_progress import EVENTS, Progress, ProgressReader, Record
-from aios.app.job_results import result_line, trouble_of
+from aios.app.jobs import progress as job_progress
+from aios.app.jobs.charts import loss_chart
+from aios.app.jobs.progress import EVENTS, Progress, ProgressReader, Record
 from aios.app.jobs.records import Job, JobRequest, JobState
+from aios.app.jobs.results import result_line, trouble_of
 from aios.core.events import (
     Dropped,
     Evaluated,
@@ -110,9 +110,9 @@ def test_notices_failures_memory_and_losses_are_told(tmp_path: Path) -> None:
 
 def test_a_chart_escapes_names_and_needs_two_points() -> None:
     record = Record()
-    record.add(line(Evaluated("<script>", 0, 0, 0, None, 3.0, 0.1)))
+    record.lines.add(line(Evaluated("<script>", 0, 0, 0, None, 3.0, 0.1)))
     assert loss_chart(record.curves) is None
-    record.add(line(Evaluated("<script>", 1, 0, 9, None, 2.0, 0.1)))
+    record.lines.add(line(Evaluated("<script>", 1, 0, 9, None, 2.0, 0.1)))
     chart = loss_chart(record.curves)
     assert chart is not None
     assert "<script>" not in chart
@@ -121,10 +121,10 @@ def test_a_chart_escapes_names_and_needs_two_points() -> None:
 def test_memory_is_bounded_however_long_the_record() -> None:
     record = Record()
     for n in range(5_000):
-        record.add(line(Evaluated(f"t{n % 40}", n, 0, n, 1.0, 1.0, 0.1)))
-        record.add(line(StageStarted(f"s{n}", 1, "x")))
-        record.add(line(Notice(f"n{n}")))
-        record.add(line(Evaluated("one", n, 0, n, 1.0, 1.0, 0.1)))
+        record.lines.add(line(Evaluated(f"t{n % 40}", n, 0, n, 1.0, 1.0, 0.1)))
+        record.lines.add(line(StageStarted(f"s{n}", 1, "x")))
+        record.lines.add(line(Notice(f"n{n}")))
+        record.lines.add(line(Evaluated("one", n, 0, n, 1.0, 1.0, 0.1)))
     assert len(record.curves) <= job_progress.MOST_TRAININGS
     assert all(len(points) <= job_progress.MOST_POINTS for points in record.curves.values())
     assert len(record.open) <= job_progress.MOST_OPEN
@@ -147,9 +147,9 @@ def test_memory_is_bounded_however_long_the_record() -> None:
 )
 def test_a_line_that_is_no_event_is_counted_and_left_out(bad: bytes) -> None:
     record = Record()
-    record.add(line(StageStarted("good", 5, "x")))
-    record.add(bad)
-    assert record.broken == 1
+    record.lines.add(line(StageStarted("good", 5, "x")))
+    record.lines.add(bad)
+    assert record.lines.broken == 1
     assert list(record.open) == ["good"]
 
 

@@ -5,8 +5,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from aios.app.load_charts import load_charts, memory_chart
-from aios.app.machine_load import GPULoad, LoadSample, MachineLoad, Sampler, read_gpus
+from aios.app.machine.load import GPULoad, LoadSample, MachineLoad, Sampler, read_gpus
+from aios.app.machine.load_charts import load_charts, memory_chart
 
 GIB = 2**30
 

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from aios.app.assistant import open_assistant
-from aios.app.generate import preview_edits
-from aios.app.prompt_preview import (
+from aios.app.chat.assistant import open_assistant
+from aios.app.edits.generate import preview_edits
+from aios.app.edits.prompt_preview import (
     OWN,
     OwnPrompt,
     TakingTurns,

@@ -10,13 +10,16 @@ from typing import Any
 from xml.etree import ElementTree
 
 import pytest
+from markupsafe import Markup
 
-from aios.app import svg
-from aios.app.report_html import render_report
+from aios.app.ab_tests.report_html import render_report
+from aios.app.charts import svg
+from aios.app.charts.report_page import printable
 from aios.core.evaluation.comparison import ArmRun, ComparisonSettings, available_pairs, compare
 from aios.core.evaluation.document import metrics_document
 from aios.core.evaluation.metrics import AnswerResult
-from aios.core.types import CurvePoint, Drop, Passage, Question, Score, SelfEdit
+from aios.core.trainings import CurvePoint
+from aios.core.types import Drop, Passage, Question, Score, SelfEdit
 
 HOSTILE = (
     "<script>alert('x')</script><img src=http://evil.example/a.png onerror=alert(1)>\x00\ud800"
@@ -190,6 +193,23 @@ def test_hostile_text_is_shown_and_not_run() -> None:
     assert "\x00" not in html
     assert html.encode("utf-8")
     assert "\ufffd" in html
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("plain ü 漢\n\ttext", "plain ü 漢\n\ttext"),
+        ("user\u202e\u2066nimda\u2069", "user��nimda�"),
+        ("a\x00b\x1b[2Jc\x9bd\ud800", "a�b�[2Jc�d�"),
+        ("שלום\u200f, سلام\u061c", "שלום\u200f, سلام\u061c"),
+        (Markup("<b>\u202e</b>"), Markup("<b>\u202e</b>")),
+        (7, 7),
+    ],
+)
+def test_what_steers_a_terminal_or_the_writing_direction_is_not_shown(
+    text: object, shown: object
+) -> None:
+    assert printable(text) == shown
 
 
 def test_one_seed_has_no_spread_and_no_band() -> None:

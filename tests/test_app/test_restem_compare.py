@@ -10,13 +10,13 @@ from typing import Any
 
 import pytest
 
-from aios.app.restem.compare import (
+from aios.app.restem.comparing.job import (
     ComparisonReport,
     compare_generators,
     find_comparison,
     plan_comparison,
 )
-from aios.app.restem.compare_results import decide_together
+from aios.app.restem.comparing.results import decide_together
 from aios.backends.scripted import Faults, ScriptedModel
 from aios.core.config.schemas import Config
 from aios.core.errors import (
@@ -28,7 +28,8 @@ from aios.core.errors import (
 )
 from aios.core.events import Event, Notice, StageFinished
 from aios.core.restem import Tried, TriedPassage
-from aios.core.seal.reward import Reward, ValidationLossReward
+from aios.core.seal.reward import ValidationLossReward
+from aios.core.trials import Reward
 from aios.core.types import AdapterRef, SelfEdit
 from tests.planted_generators import planted_config, skilled_generator, write_planted
 from tests.planted_world import PlantedModel, is_helpful, place, planted_passages

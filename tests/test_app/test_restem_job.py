@@ -823,6 +823,8 @@ def test_the_seeds_of_held_out_passages_are_the_same_in_every_round(job: Job) ->
         sorted((r.prompt, r.seeds) for r in Watched.asked if texts[one] in r.prompt)
         for one in state["held_out"]
     ]
+    assert seeds
     for of_passage in seeds:
+        assert of_passage
         assert len(of_passage) % 3 == 0
         assert of_passage[::3] == of_passage[1::3] == of_passage[2::3]

@@ -11,10 +11,10 @@ from xml.etree import ElementTree
 
 import pytest
 
+from aios.app.charts.histogram import HistogramRow, histogram_rows
+from aios.app.charts.rounds import BarRow, StripColumn, StripPoint, paired_strips, stacked_bars
 from aios.app.restem.charts import diversity_warnings
 from aios.app.restem.report import render_restem_report, restem_document
-from aios.app.svg_histogram import HistogramRow, histogram_rows
-from aios.app.svg_rounds import BarRow, StripColumn, StripPoint, paired_strips, stacked_bars
 from aios.core.restem import (
     ArmReport,
     Diversity,
@@ -26,7 +26,7 @@ from aios.core.restem import (
 )
 from aios.core.restem_costs import Compared
 from aios.core.restem_workload import Span
-from aios.core.seal.reward import Reward
+from aios.core.trials import Reward
 from aios.core.types import Failure, Passage, SelfEdit
 from tests.test_app.made_up_restem import Run, made_up_run
 from tests.test_app.test_report_html import Page

@@ -16,20 +16,18 @@ from typing import Any, cast
 
 import pytest
 
-from aios.app.growing_lines import MAX_LINE_BYTES, NewLines
-from aios.app.restem.records import fits
-from aios.app.restem.runs import (
-    RunFollower,
-    RunStatus,
+from aios.app.restem.folders import (
     clear_stop,
     find_run,
     is_held,
-    read_rewards,
     request_stop,
-    run_status,
     running_runs,
     stop_requested,
 )
+from aios.app.restem.records import read_rewards
+from aios.app.restem.status import RunFollower, RunStatus, run_status
+from aios.app.runs.checked_values import fits
+from aios.app.runs.growing_lines import MAX_LINE_BYTES, NewLines
 from aios.core.config.schemas import Config, PathsConfig
 from aios.core.errors import StorageError, UsageError
 from aios.core.events import (

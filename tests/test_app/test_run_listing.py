@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from aios.app import run_listing
 from aios.app.jobs.records import Job, JobRequest, JobState
-from aios.app.run_listing import find_run, headline, list_runs, read_entry, search_runs
+from aios.app.runs import listing as run_listing
+from aios.app.runs.listing import find_run, headline, list_runs, read_entry, search_runs
 from aios.core.errors import UsageError
 from aios.core.events import RunFinished, RunStarted
 from aios.storage.runs import RunDirectory

@@ -14,9 +14,9 @@ from typing import Any
 
 import pytest
 
-from aios.app import tracker_metrics
-from aios.app.tracker_metrics import Param, TrackerSubscriber, metric_name
-from aios.app.trackers import TRACKERS, check_trackers, export_run, run_params, tracked
+from aios.app.trackers import metrics as tracker_metrics
+from aios.app.trackers.choice import TRACKERS, check_trackers, export_run, run_params, tracked
+from aios.app.trackers.metrics import Param, TrackerSubscriber, metric_name
 from aios.core.config.loader import dump
 from aios.core.config.schemas import Config, TrackerName
 from aios.core.errors import AIOSError, UsageError
@@ -269,7 +269,7 @@ def test_the_fakes_stand_for_packages_that_adapters_do_not_import_by_themselves(
     import sys
 
     before = set(sys.modules)
-    importlib.import_module(f"aios.app.tracker_{name}")
+    importlib.import_module(f"aios.app.trackers.{name}")
     assert name not in {module.partition(".")[0] for module in set(sys.modules) - before}
 
 

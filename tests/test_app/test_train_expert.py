@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from aios.app import train_expert as job_module
-from aios.app.train_expert import ExpertReport, train_expert
+from aios.app.experts import training as job_module
+from aios.app.experts.training import ExpertReport, train_expert
 from aios.backends.scripted import Faults, ScriptedModel
 from aios.backends.scripted_training import ScriptedTrainer
 from aios.core.config.schemas import Config
@@ -28,6 +28,7 @@ from aios.core.events import Evaluated, Event, Notice, RunFinished
 from aios.core.types import Expert
 from aios.storage.event_log import read_events
 from aios.storage.experts import FileExpertStore
+from tests.expert_cards import write_card
 from tests.test_app.scripted_jobs import (
     expert,
     files_below,
@@ -390,7 +391,7 @@ def test_overwriting_replaces_the_expert_and_keeps_its_place(
         total_activations=7,
     )
     store.save(others)
-    store.write_card("mills", {"mine": "kept"})
+    write_card(store, "mills", {"mine": "kept"})
     (first.folder / "stale.txt").write_text("old")
     config = make_config(tmp_path, training={"rank": 3})
     second = train_expert(config, "mills", data, name="New", overwrite=True)
@@ -564,7 +565,7 @@ def test_a_training_killed_again_and_again_ends_with_the_same_expert(
 
 
 def test_an_expert_without_description_has_a_card_all_the_same() -> None:
-    from aios.app.model_card import render_model_card
+    from aios.app.experts.model_card import render_model_card
 
     card = render_model_card(Expert("e", "E: a: b"), {})
     assert card.startswith("---\nbase_model: ''\n")

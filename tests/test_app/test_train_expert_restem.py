@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
+from aios.app.experts.training import ExpertReport, train_expert
 from aios.app.restem.expert import restem_run_of
-from aios.app.train_expert import ExpertReport, train_expert
 from aios.core.config.schemas import Config
 from aios.core.errors import DataError, ExpertExistsError, RunInterrupted, UsageError
 from aios.core.events import Event, Notice, RoundFinished, RunStarted

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from aios.app.watchdog import STACKS_FILE, Watch, process_memory, watching
+from aios.app.runs.watchdog import STACKS_FILE, Watch, process_memory, watching
 from aios.core.errors import StorageError
 from aios.core.events import (
     Event,
@@ -285,7 +285,7 @@ def test_a_display_that_emits_does_not_lock_itself_out() -> None:
 HANGS = """
 import sys, time
 from pathlib import Path
-from aios.app.watchdog import watching
+from aios.app.runs.watchdog import watching
 
 def a_call_that_never_comes_back():
     time.sleep(60)

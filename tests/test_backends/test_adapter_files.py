@@ -24,7 +24,8 @@ from aios.backends.adapter_files import (
     read_adapter,
 )
 from aios.core.errors import ModelError, StorageError, UsageError
-from aios.core.types import CurvePoint, LoraRecipe, TrainExample, TrainingJob
+from aios.core.trainings import CurvePoint, TrainingJob
+from aios.core.types import LoraRecipe, TrainExample
 
 CONFIG = plain_config(
     LoraConfig(r=2, lora_alpha=4, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM"),

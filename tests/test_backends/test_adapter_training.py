@@ -36,6 +36,7 @@ from aios.core.errors import (
     UsageError,
 )
 from aios.core.events import Event, Notice
+from aios.core.trainings import TrainingJob, TrainingResult
 from aios.core.types import (
     AdapterRef,
     GenerationRequest,
@@ -43,8 +44,6 @@ from aios.core.types import (
     SamplingParams,
     ScoreRequest,
     TrainExample,
-    TrainingJob,
-    TrainingResult,
 )
 from tests import killed_training
 from tests.killed_process import killed_at

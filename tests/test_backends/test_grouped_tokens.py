@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from aios.backends.encoding import IGNORED, Encoded
-from aios.backends.grouped_tokens import GroupedTokens
+from aios.backends.trials.grouped_tokens import GroupedTokens
 
 CPU = torch.device("cpu")
 LENGTHS = st.lists(st.lists(st.integers(1, 12), min_size=1, max_size=4), min_size=1, max_size=5)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from aios.backends import hub
+from aios.backends.model_files import hub
 from aios.backends.models import installed_model
 from aios.core.errors import ModelError
 from tests.test_backends.tiny_models import get, write_folder

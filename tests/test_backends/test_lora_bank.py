@@ -12,18 +12,19 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from aios.backends.adapter_rows import InitialRows, peft_weights, row_of
 from aios.backends.adapter_training import TorchAdapterTrainer
-from aios.backends.bank_training import BankTrainer, Training
 from aios.backends.chunked_loss import weighted_cross_entropy
 from aios.backends.encoding import Encoded
-from aios.backends.grouped_tokens import GroupedTokens
-from aios.backends.lora_bank import LoraBank
 from aios.backends.packed_forward import output_head
 from aios.backends.torch_lm import TorchLM
+from aios.backends.trials.adapter_rows import InitialRows, peft_weights, row_of
+from aios.backends.trials.bank_training import BankTrainer, Training
+from aios.backends.trials.grouped_tokens import GroupedTokens
+from aios.backends.trials.lora_bank import LoraBank
 from aios.core.errors import ModelError
+from aios.core.trainings import TrainingJob
 from aios.core.trials import TrialJob
-from aios.core.types import LoraRecipe, ScoreRequest, TrainingJob
+from aios.core.types import LoraRecipe, ScoreRequest
 from tests.tiny_model import VOCABULARY, build_llama
 from tests.trial_jobs import RECIPE, tiny_lm, trial
 

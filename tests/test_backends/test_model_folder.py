@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from aios.backends import model_store
+from aios.backends.model_files import store as model_store
 from aios.core.errors import ModelError
 from tests.test_backends.tiny_models import get, names_in, write_folder
 

@@ -16,8 +16,10 @@ from pathlib import Path
 
 import pytest
 
-from aios.backends import bundled, gguf_conversion, model_store, models
-from aios.backends.bundled import BundledModel
+from aios.backends import models
+from aios.backends.model_files import bundled, gguf_conversion
+from aios.backends.model_files import store as model_store
+from aios.backends.model_files.bundled import BundledModel
 from aios.backends.models import installed_model, kind_of, known_models, resolve_model
 from aios.core.errors import ModelError, StorageError
 from aios.core.events import Event, Notice, StageFinished, StageProgress, StageStarted
@@ -338,7 +340,7 @@ CHILD = """
 import json, shutil, sys, time
 from pathlib import Path
 from aios.backends import models
-from aios.backends.bundled import BundledModel
+from aios.backends.model_files.bundled import BundledModel
 from aios.core.events import Notice
 
 pins, cache, ready, until = json.loads(sys.argv[1]), sys.argv[2], sys.argv[3], Path(sys.argv[4])
@@ -477,7 +479,7 @@ def test_a_conversion_that_hangs_is_ended(tmp_path: Path, monkeypatch: pytest.Mo
 def test_the_converting_process_ends_with_its_parent() -> None:
     code = (
         "import threading, time\n"
-        "from aios.backends import gguf_conversion as g\n"
+        "from aios.backends.model_files import gguf_conversion as g\n"
         "threading.Thread(target=g._end_with_parent, daemon=True).start()\n"
         "time.sleep(30)"
     )

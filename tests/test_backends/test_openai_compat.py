@@ -16,21 +16,21 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from aios.app.doctor import Check, run_doctor
+from aios.app.machine.doctor import Check, run_doctor
 from aios.app.models import list_models, load_model, load_trainer, pull_model, show_model
-from aios.backends import endpoint_http
-from aios.backends.endpoint_answers import (
+from aios.backends.endpoint import http as endpoint_http
+from aios.backends.endpoint.answers import (
     estimate_tokens,
     line_losses,
     parse_chat,
     read_score,
     render_chat,
 )
-from aios.backends.endpoint_calls import LONGEST_WAIT_SECONDS, Caller
-from aios.backends.endpoint_facts import read_facts
-from aios.backends.endpoint_http import is_loopback, retry_after
-from aios.backends.endpoint_pacing import Clock, Pacing
-from aios.backends.endpoint_stream import FAILED_IN_A_ROW, Shares
+from aios.backends.endpoint.calls import LONGEST_WAIT_SECONDS, Caller
+from aios.backends.endpoint.facts import read_facts
+from aios.backends.endpoint.http import is_loopback, retry_after
+from aios.backends.endpoint.pacing import Clock, Pacing
+from aios.backends.endpoint.stream import FAILED_IN_A_ROW, Shares
 from aios.backends.openai_compat import EndpointModel
 from aios.backends.scripted import Script, ScriptedModel
 from aios.core.config.endpoint_schema import EndpointConfig

@@ -7,8 +7,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from aios.backends.encoding import Encoded
-from aios.backends.grouped_tokens import GroupedTokens
-from aios.backends.packed_attention import _attend, packed_attention
+from aios.backends.trials.grouped_tokens import GroupedTokens
+from aios.backends.trials.packed_attention import _attend, packed_attention
 from aios.core.errors import ModelError
 from tests.tiny_model import VOCABULARY, build_llama
 

@@ -15,14 +15,8 @@ from aios.core.config.schemas import Config
 from aios.core.seal.policy_examples import policy_examples
 from aios.core.seal.prompts import PromptBuilder
 from aios.core.seal.strategies import get_strategy
-from aios.core.types import (
-    GenerationRequest,
-    LoraRecipe,
-    Passage,
-    SamplingParams,
-    SelfEdit,
-    TrainingJob,
-)
+from aios.core.trainings import TrainingJob
+from aios.core.types import GenerationRequest, LoraRecipe, Passage, SamplingParams, SelfEdit
 from aios.storage.generators import write_generator
 from tests.generator_folders import CARD
 

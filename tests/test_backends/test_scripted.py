@@ -24,13 +24,13 @@ from aios.core.errors import (
 )
 from aios.core.events import Evaluated, Event, StageFinished, StageStarted
 from aios.core.protocols import AdapterTrainer, LanguageModel
+from aios.core.trainings import TrainingJob
 from aios.core.types import (
     GenerationRequest,
     LoraRecipe,
     SamplingParams,
     ScoreRequest,
     TrainExample,
-    TrainingJob,
 )
 from tests.contract import language_model
 

@@ -19,12 +19,12 @@ from transformers import PreTrainedTokenizerFast
 from aios.backends.adapter_files import adapter_ref
 from aios.backends.adapter_training import TorchAdapterTrainer
 from aios.backends.decoding import Decoder
-from aios.backends.lora_bank import find_sites
-from aios.backends.serving_adapters import AdapterShelf
-from aios.backends.serving_engine import TorchWriter
-from aios.backends.serving_prefixes import BLOCK
-from aios.backends.serving_text import TextStream, TokenBytes
+from aios.backends.serving.adapters import AdapterShelf
+from aios.backends.serving.engine import TorchWriter
+from aios.backends.serving.prefixes import BLOCK
+from aios.backends.serving.text import TextStream, TokenBytes
 from aios.backends.torch_lm import TorchLM
+from aios.backends.trials.lora_bank import find_sites
 from aios.core.errors import (
     AdapterMismatchError,
     BackendError,

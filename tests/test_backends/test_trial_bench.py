@@ -13,15 +13,15 @@ import pytest
 import torch
 
 from aios.app.models import load_model
-from aios.backends import bank_memory
 from aios.backends.adapter_training import TorchAdapterTrainer
-from aios.backends.bank_memory import activation_bytes, plan_memory
-from aios.backends.bank_training import BankTrainer, Training, choose_pass
 from aios.backends.encoding import Encoded
-from aios.backends.examination import Examiner
-from aios.backends.lora_bank import LoraBank
 from aios.backends.torch_lm import TorchLM
-from aios.backends.trial_bench import TorchTrialBench
+from aios.backends.trials import bank_memory
+from aios.backends.trials.bank_memory import activation_bytes, plan_memory
+from aios.backends.trials.bank_training import BankTrainer, Training, choose_pass
+from aios.backends.trials.bench import TorchTrialBench
+from aios.backends.trials.examination import Examiner
+from aios.backends.trials.lora_bank import LoraBank
 from aios.core.config.schemas import Config
 from aios.core.errors import UsageError
 from aios.core.events import Event, Notice
@@ -98,6 +98,7 @@ def test_out_of_memory_with_one_training_is_its_failure(
 
     monkeypatch.setattr(BankTrainer, "take", starved)
     found = outcomes(TorchTrialBench(exact), [trial(0), trial(1)])
+    assert len(found) == 2
     for outcome in found.values():
         assert outcome.failure is not None
         assert outcome.failure.boundary == "train"

@@ -13,38 +13,25 @@ from typing import Any
 
 import pytest
 
+from aios.app.costs.forecast import Forecast
+from aios.app.machine import doctor
 from aios.core.estimates import Estimate
 from aios.core.evaluation.comparison import ArmRun, available_pairs, compare
 from aios.core.evaluation.document import metrics_document
 from aios.core.evaluation.metrics import AnswerResult
+from aios.core.restem_workload import Span
 from aios.core.seal.cache import SelfEditCache
 from aios.core.seal.passage_edits import PassageEdits
 from aios.core.telemetry import TelemetrySummary
-from aios.core.types import (
-    AdapterRef,
-    CurvePoint,
-    Drop,
-    Expert,
-    Failure,
-    Passage,
-    SelfEdit,
-    TrainingResult,
-)
-
-
-@dataclass(frozen=True)
-class Check:
-    """The shape of `aios.app.doctor.Check`."""
-
-    name: str
-    status: str
-    detail: str
-    remedy: str = ""
+from aios.core.training_costs import TrainingEstimate
+from aios.core.training_work import ArmWork, TrainingWork
+from aios.core.trainings import CurvePoint, TrainingResult
+from aios.core.types import AdapterRef, Drop, Expert, Failure, Passage, SelfEdit
 
 
 @dataclass(frozen=True)
 class GenerateReport:
-    """The shape of `aios.app.generate.GenerateReport`."""
+    """The shape of `aios.app.edits.generate.GenerateReport`."""
 
     output: Path
     passages: int = 4
@@ -66,7 +53,7 @@ class GenerateReport:
 
 @dataclass(frozen=True)
 class GeneratePlan:
-    """The shape of `aios.app.generation_plan.GeneratePlan`."""
+    """The shape of `aios.app.edits.generation_plan.GeneratePlan`."""
 
     passages: int = 4
     rejected: int = 0
@@ -80,8 +67,16 @@ class GeneratePlan:
 
 
 @dataclass(frozen=True)
+class TrainingPlan:
+    """The shape of `aios.app.costs.plans.TrainingPlan`."""
+
+    generation: GeneratePlan
+    forecast: Forecast
+
+
+@dataclass(frozen=True)
 class WarmReport:
-    """The shape of `aios.app.cache.WarmReport`."""
+    """The shape of `aios.app.edits.cache.WarmReport`."""
 
     folder: Path = Path("artifacts") / "seal_cache"
     passages: int = 4
@@ -99,7 +94,7 @@ class WarmReport:
 
 @dataclass(frozen=True)
 class ExpertReport:
-    """The shape of `aios.app.train_expert.ExpertReport`."""
+    """The shape of `aios.app.experts.training.ExpertReport`."""
 
     expert: Expert
     folder: Path
@@ -128,7 +123,7 @@ class RestemPlan:
 
 @dataclass(frozen=True)
 class ABReport:
-    """The shape of `aios.app.ab_test.ABReport`."""
+    """The shape of `aios.app.ab_tests.job.ABReport`."""
 
     run_dir: Path
     report_html: Path
@@ -189,14 +184,14 @@ class FakeApp:
 
 
 FUNCTIONS = {
-    "aios.app.generate": ("generate_edits", "preview_edits"),
-    "aios.app.generation_plan": ("plan_generation",),
+    "aios.app.edits.generate": ("generate_edits", "preview_edits"),
+    "aios.app.edits.generation_plan": ("plan_generation",),
+    "aios.app.costs.plans": ("plan_ab_test", "plan_expert"),
     "aios.app.restem.job": ("plan_restem",),
-    "aios.app.train_expert": ("train_expert",),
-    "aios.app.ab_test": ("run_ab_test",),
-    "aios.app.cache": ("warm_cache",),
+    "aios.app.experts.training": ("train_expert",),
+    "aios.app.ab_tests.job": ("run_ab_test",),
+    "aios.app.edits.cache": ("warm_cache",),
     "aios.app.models": ("list_models", "pull_model", "show_model"),
-    "aios.app.doctor": ("run_doctor",),
 }
 
 
@@ -227,13 +222,15 @@ def app(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> FakeApp:
         for name in functions:
             setattr(module, name, fake.function(name))
         monkeypatch.setitem(sys.modules, module_name, module)
-    sys.modules["aios.app.doctor"].Check = Check  # type: ignore[attr-defined]
-    sys.modules["aios.app.cache"].open_cache = (  # type: ignore[attr-defined]
+    monkeypatch.setattr(doctor, "run_doctor", fake.function("run_doctor"))
+    sys.modules["aios.app.edits.cache"].open_cache = (  # type: ignore[attr-defined]
         lambda config: SelfEditCache(config.seal.cache_dir, 10**9)
     )
     fake.results = {
         "generate_edits": GenerateReport(tmp_path / "edits.jsonl"),
         "plan_generation": GeneratePlan(),
+        "plan_ab_test": TrainingPlan(GeneratePlan(), _forecast("passage", "passage+edits")),
+        "plan_expert": TrainingPlan(GeneratePlan(), _forecast("")),
         "preview_edits": [_previewed()],
         "plan_restem": RestemPlan(),
         "train_expert": _expert_report(tmp_path),
@@ -242,9 +239,18 @@ def app(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> FakeApp:
         "list_models": [_model("small", True), _model("large", False)],
         "pull_model": _model("small", True),
         "show_model": _model("large", False),
-        "run_doctor": [Check("python", "ok", "3.11"), Check("config", "ok", "")],
+        "run_doctor": [doctor.Check("python", "ok", "3.11"), doctor.Check("config", "ok", "")],
     }
     return fake
+
+
+def _forecast(*arms: str) -> Forecast:
+    """Two trainings an arm; all of it takes 60 to 90 s, and more memory than is free."""
+    rows = tuple(ArmWork(arm, 2, Span(800.0, 900.0, 1000.0), Span.exactly(50), 6) for arm in arms)
+    seconds = Span(60.0, 70.0, 90.0)
+    found = TrainingEstimate(seconds, {"training": seconds}, dict.fromkeys(arms, seconds))
+    work = TrainingWork(Span.exactly(20), rows)
+    return Forecast(work, found, "3 earlier runs here", "", 3 * 10**9, False, 2 * 10**9, 1)
 
 
 def _previewed() -> PassageEdits:

@@ -21,8 +21,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aios.app.assistant import Assistant, open_assistant
-from aios.app.conversation import Conversation
+from aios.app.chat.assistant import Assistant, open_assistant
+from aios.app.chat.conversation import Conversation
 from aios.backends.scripted import ScriptedModel
 from aios.backends.scripted_serving import ScriptedWriter
 from aios.cli.aios import run
@@ -67,7 +67,7 @@ class Talk:
         self.store = store_in(folder)
         self.notes = Notes()
         self.assistant: Assistant = open_assistant(self.config, emit=self.notes, writer=writer)
-        self.conversation = Conversation()
+        self.conversation = Conversation(self.config.chat.system)
         self.out, self.err = io.StringIO(), io.StringIO()
 
     def type(
@@ -174,7 +174,7 @@ def test_a_message_on_stdin_in_a_process_of_its_own(tmp_path: Path) -> None:
 def test_what_was_said_before_is_read_again(talk: Talk) -> None:
     assert talk.type("one", "", "two") == "unknown\nunknown\n"
     assert talk.writer.requests[-1].prompt == "one\n\nunknown\n\ntwo"
-    assert [m.role for m in talk.conversation.messages] == ["user", "assistant"] * 2
+    assert [m.role for m in talk.conversation.messages] == ["system", *["user", "assistant"] * 2]
     assert "[base model · 1 tokens · " in talk.noted
 
 
@@ -226,6 +226,16 @@ def test_the_system_text_can_be_set_and_taken_away(talk: Talk) -> None:
     ]
     assert talk.writer.requests[0].prompt == "Be brief.\n\none"
     assert talk.writer.requests[1].prompt == "one\n\nunknown\n\ntwo"
+
+
+def test_the_system_text_of_the_settings_can_be_taken_away(tmp_path: Path) -> None:
+    talk = Talk(tmp_path, ScriptedWriter(ScriptedModel()), chat={"system": "Be brief."})
+    shown = talk.type("/system", "one", "/system -", "two")
+    assert shown.splitlines() == ["Be brief.", "unknown", "(no system text)", "unknown"]
+    assert talk.writer.requests[0].prompt == "Be brief.\n\none"
+    assert talk.writer.requests[1].prompt == "one\n\nunknown\n\ntwo"
+    talk.assistant.close()
+    talk.writer.close()
 
 
 def test_reset_forgets_and_retry_asks_again_with_another_seed(talk: Talk) -> None:
@@ -306,6 +316,7 @@ def test_a_session_adapts_and_can_be_taken_back(tmp_path: Path) -> None:
     assert adapters is not None
     assert adapters.wait(10)
     shown = made.type("/adaptations", "/undo", "/tta off", "/tta", "/tta on", adapt=True)
+    assert "  learned: My dog is called Rufus" in shown
     assert re.search(r"^(adapted|dropped) over base model: loss \d", shown, re.MULTILINE)
     assert re.search(r"^(adapted|dropped) over base model: loss \d", made.noted, re.MULTILINE)
     assert "there is none to undo" in made.noted

@@ -76,8 +76,8 @@ def test_a_mistyped_command_gets_the_close_one(capsys: Capture) -> None:
 
 def test_an_unknown_command_gets_the_list(capsys: Capture) -> None:
     assert run(["zzz"]) == 2
-    names = "seal, hrm-hf, experts, goals, chat, serve, web, models, config, runs, doctor"
-    assert f"the commands are: {names}" in capsys.readouterr().err
+    names = "seal, hrm-hf, experts, goals, chat, serve, web, models, config, runs, examples, doctor"
+    assert f"the commands are: {names}, completion" in capsys.readouterr().err
 
 
 def test_a_common_option_before_the_command_is_explained(capsys: Capture) -> None:

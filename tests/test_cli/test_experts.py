@@ -159,7 +159,7 @@ def test_an_expert_of_another_program_is_shown_as_far_as_it_is_known(cli: Cli, t
     [
         *("show", "activate", "deactivate", "freeze", "unfreeze", "clear-parent", "versions"),
         *("rollback", "delete", "set-parent places", "delete --purge --yes", "forget --passage p"),
-        "export --output out",
+        *("export --output out", "edit --name x"),
     ],
 )
 def test_an_unknown_id_comes_with_the_closest_ones(cli: Cli, three: None, command: str) -> None:
@@ -187,6 +187,30 @@ def test_switches_are_set_and_said(cli: Cli, three: None, store: FileExpertStore
     assert json.loads(out)["is_frozen"] is True
 
 
+def test_texts_of_an_expert_are_changed(cli: Cli, three: None, store: FileExpertStore) -> None:
+    code, out, _ = cli("experts", "edit", "mills", "--description", "Mills and\x1b[2J weirs.")
+    assert code == 0
+    assert out.splitlines() == [
+        "name         The mills",
+        "description  Mills and�[2J weirs.",
+        "category     buildings",
+    ]
+    assert store.require("mills").description == "Mills and\x1b[2J weirs."
+    out = cli("experts", "edit", "mills", "--name", "", "--category", "places", "--json")[1]
+    shown = json.loads(out)
+    assert (shown["name"], shown["category"]) == ("mills", "places")
+    assert store.require("mills").goals == ("Answer about mills",)
+    for words, said in (
+        ([], "there is nothing to change"),
+        (["--name", "two\nlines"], "the name cannot be used"),
+        (["--category", "x" * 101], "the category is too long"),
+    ):
+        code, out, err = cli("experts", "edit", "mills", *words)
+        assert (code, out) == (2, "")
+        assert said in err
+    assert store.require("mills").name == "mills"
+
+
 def test_parents_are_set_and_cleared(cli: Cli, three: None, store: FileExpertStore) -> None:
     assert cli("experts", "set-parent", "other", "mills")[1] == "other is below mills\n"
     assert store.require("mills").child_expert_ids == ("other",)
@@ -206,6 +230,7 @@ def test_a_frozen_expert_is_not_changed(cli: Cli, store: FileExpertStore) -> Non
         ["experts", "delete", "mills", "--purge", "--yes"],
         ["experts", "rollback", "mills"],
         ["experts", "clear-parent", "mills"],
+        ["experts", "edit", "mills", "--name", "Mills"],
         ["experts", "forget", "mills", "--passage", "Arn-mill"],
         [*data, "--overwrite"],
     ):

@@ -99,8 +99,12 @@ def test_train_expert_dry_run_shows_recipe_and_plan(
     assert run(train(passages, "--dry-run", "--no-seal")) == 0
     assert "to be generated" not in capsys.readouterr().out
     assert run(train(passages, "--dry-run", "--json")) == 0
-    assert json.loads(capsys.readouterr().out)["generation"]["candidates"] == 20
-    assert {name for name, *_ in app.calls} == {"plan_generation"}
+    document = json.loads(capsys.readouterr().out)
+    assert document["generation"]["candidates"] == 20
+    assert document["estimate"]["basis"] == "3 earlier runs here"
+    assert document["work"]["trainings"] == 2
+    assert [kwargs["use_self_edits"] for _, _, kwargs in app.calls] == [True, False, True]
+    assert {name for name, *_ in app.calls} == {"plan_expert"}
 
 
 def test_train_expert_optimises_the_generator_on_request(
@@ -126,6 +130,7 @@ def test_train_expert_dry_run_counts_what_restem_would_do(
     assert run(train(passages, "--dry-run", *more)) == 0
     out = capsys.readouterr().out
     assert "at most 2 rounds of 4 passages, 20 candidates, 43 trials" in out
+    assert "ReST-EM comes before that: aios seal restem estimate" in out
     assert run(train(passages, "--dry-run", "--json", *more)) == 0
     assert json.loads(capsys.readouterr().out)["restem"]["rounds"] == 2
     if more == ["--restem"]:
@@ -137,9 +142,9 @@ def test_train_expert_dry_run_counts_what_restem_would_do(
 def test_train_expert_dry_run_names_the_strategy_of_the_generator(
     app: Any, passages: Path, capsys: Capture
 ) -> None:
-    app.results["plan_generation"] = replace(
-        app.results["plan_generation"], strategy="rewrite", strategy_source="generator gen"
-    )
+    plan = app.results["plan_expert"]
+    generation = replace(plan.generation, strategy="rewrite", strategy_source="generator gen")
+    app.results["plan_expert"] = replace(plan, generation=generation)
     assert run(train(passages, "--dry-run", "--json", "--seal-generator", "gen")) == 0
     document = json.loads(capsys.readouterr().out)
     assert app.config.seal.generator == Path("gen")
@@ -240,7 +245,7 @@ def test_config_schema_is_json(capsys: Capture) -> None:
 
 
 def test_doctor_is_ready_where_nothing_fails(app: Any, capsys: Capture) -> None:
-    from aios.app.doctor import Check
+    from aios.app.machine.doctor import Check
 
     app.results["run_doctor"] = [
         Check("python", "ok", "3.11"),
@@ -254,7 +259,7 @@ def test_doctor_is_ready_where_nothing_fails(app: Any, capsys: Capture) -> None:
 
 
 def test_doctor_fails_where_something_needed_fails(app: Any, capsys: Capture) -> None:
-    from aios.app.doctor import Check
+    from aios.app.machine.doctor import Check
 
     app.results["run_doctor"] = [Check("disk", "error", "read-only", "mount it writable")]
     assert run(["doctor"]) == 1

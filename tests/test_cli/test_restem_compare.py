@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from aios.app.restem import compare as restem_compare
+from aios.app.restem.comparing import job as restem_compare
 from aios.cli.aios import run
 from aios.core.errors import RunInterrupted
 from tests.generator_folders import scripted_generator

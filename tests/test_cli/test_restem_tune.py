@@ -11,9 +11,9 @@ import click
 import pytest
 
 from aios.app.restem import results as restem_results
-from aios.app.restem import tune as restem_tune
-from aios.app.restem import tune_trial as restem_tune_trial
-from aios.app.restem.tune_space import Space
+from aios.app.restem.tuning import job as restem_tune
+from aios.app.restem.tuning import trial as restem_tune_trial
+from aios.app.restem.tuning.space import Space
 from aios.cli.commands.seal_restem_tune import parse_time, tune
 from aios.core.errors import RunInterrupted, UsageError
 from tests.planted_generators import write_planted

@@ -15,7 +15,8 @@ import click
 import pytest
 
 from aios.cli.commands import seal_restem_watch
-from aios.cli.commands.seal_restem_watch import rewards, status, stop
+from aios.cli.commands.seal_restem_rewards import rewards
+from aios.cli.commands.seal_restem_watch import status, stop
 from aios.core.errors import UsageError
 from aios.core.events import (
     RoundFinished,

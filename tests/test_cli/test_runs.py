@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from aios.app.trackers import TRACKERS as KNOWN
+from aios.app.trackers.choice import TRACKERS as KNOWN
 from aios.cli.aios import run
 from aios.cli.commands.runs import TRACKERS
 from aios.core.events import PassageGenerated, RunFinished, RunStarted

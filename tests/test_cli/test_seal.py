@@ -233,7 +233,47 @@ def test_ab_test_dry_run_counts_trainings(app: Any, passages: Path, capsys: Capt
     assert "12 (3 trained arms times 4 seeds)" in capsys.readouterr().out
     assert run([*line, "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["trainings"] == 12
-    assert {name for name, *_ in app.calls} == {"plan_generation"}
+    assert {name for name, *_ in app.calls} == {"plan_ab_test"}
+
+
+def test_ab_test_dry_run_tells_time_and_memory(app: Any, passages: Path, capsys: Capture) -> None:
+    line = ["seal", "ab-test", "--input", str(passages), "--dry-run"]
+    assert run(line) == 0
+    out = capsys.readouterr().out
+    assert "estimated time  about 60 to 90 s, from 3 earlier runs here\n" in out
+    assert "passage+edits" in out
+    assert "800 to 1,000" in out
+    assert "about 3.0 GB; 2.0 GB is free\n" in out
+    assert "warning: that is more memory than is free" in out
+    assert "1 damaged costs.json" in out
+    assert run([*line, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["estimate"]["seconds"] == {"low": 60.0, "middle": 70.0, "high": 90.0}
+    assert found["memory"] == {
+        "peak_bytes": 3 * 10**9,
+        "at_least": False,
+        "free_bytes": 2 * 10**9,
+        "fits": False,
+    }
+    assert [arm["name"] for arm in found["work"]["arms"]] == ["passage", "passage+edits"]
+
+
+def test_ab_test_dry_run_says_why_there_is_no_time(
+    app: Any, passages: Path, capsys: Capture
+) -> None:
+    plan = app.results["plan_ab_test"]
+    missing = {"work": None, "estimate": None, "peak_bytes": None, "reason": "no probe"}
+    nothing = dataclasses.replace(plan.forecast, **missing)
+    app.results["plan_ab_test"] = dataclasses.replace(plan, forecast=nothing)
+    line = ["seal", "ab-test", "--input", str(passages), "--dry-run"]
+    assert run(line) == 0
+    out = capsys.readouterr().out
+    assert "not known: no probe" in out
+    assert "warning" not in out
+    assert run([*line, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert (found["work"], found["estimate"]["seconds"]) == (None, None)
+    assert found["memory"]["fits"] is None
 
 
 def test_the_script_is_the_same_command() -> None:

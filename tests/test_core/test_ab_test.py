@@ -21,15 +21,8 @@ from aios.core.evaluation.ab_test import (
 from aios.core.evaluation.comparison import ArmRun
 from aios.core.evaluation.metrics import summarize
 from aios.core.protocols import Emit, LanguageModel, ShouldStop, ignore, never
-from aios.core.types import (
-    AdapterRef,
-    LoraRecipe,
-    Passage,
-    Question,
-    SelfEdit,
-    TrainingJob,
-    TrainingResult,
-)
+from aios.core.trainings import TrainingJob, TrainingResult
+from aios.core.types import AdapterRef, LoraRecipe, Passage, Question, SelfEdit
 
 RECIPE = LoraRecipe(rank=2, alpha=4, epochs=3, batch_size=2)
 SETTINGS = ABSettings(RECIPE, evaluations=4, selection_fraction=0.34)

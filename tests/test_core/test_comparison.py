@@ -19,7 +19,7 @@ from aios.core.evaluation.comparison import (
 )
 from aios.core.evaluation.document import metrics_document, verdict_sentence
 from aios.core.evaluation.metrics import AnswerResult
-from aios.core.types import CurvePoint
+from aios.core.trainings import CurvePoint
 
 FAST = ComparisonSettings(samples=400)
 Arms = dict[str, list[ArmRun]]

@@ -13,15 +13,10 @@ import pytest
 from pydantic import ValidationError
 
 from aios.core.config import keys, yaml_text
+from aios.core.config.defaults import read_defaults
 from aios.core.config.explanation import explain
 from aios.core.config.feature_flags import ENABLE_SEAL_SELF_EDITS, FLAGS, is_enabled
-from aios.core.config.loader import (
-    LoadedConfig,
-    dump,
-    json_schema,
-    load_config,
-    read_defaults,
-)
+from aios.core.config.loader import LoadedConfig, dump, json_schema, load_config
 from aios.core.config.recipe_schemas import Recipe
 from aios.core.config.recipes import recipe_name, resolve_recipe
 from aios.core.config.schemas import Config

@@ -20,7 +20,7 @@ from aios.core.estimates import (
 
 @dataclass(frozen=True)
 class Plan:
-    """The shape of `aios.app.generation_plan.GeneratePlan`."""
+    """The shape of `aios.app.edits.generation_plan.GeneratePlan`."""
 
     passages: int
     candidates: int

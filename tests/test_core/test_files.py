@@ -31,7 +31,7 @@ from aios.core.files import (
     require_id,
     valid_id,
 )
-from aios.core.folders import atomic_folder, publish_folder, recover
+from aios.core.folders import atomic_folder, recover
 
 
 def kill_at_random(code: str, *arguments: object, seed: int) -> None:
@@ -371,17 +371,23 @@ def make_folder(path: Path, **content: str) -> Path:
     return path
 
 
+def publish(final: Path, **content: str) -> None:
+    with atomic_folder(final) as folder:
+        for name, text in content.items():
+            (folder / name).write_text(text)
+
+
 def contents(folder: Path) -> dict[str, str]:
     return {p.name: p.read_text() for p in folder.iterdir()}
 
 
 def test_a_folder_is_published_and_replaces_the_old_one(tmp_path: Path) -> None:
     final = tmp_path / "final"
-    publish_folder(make_folder(tmp_path / "t1", a="1", b="1"), final)
+    publish(final, a="1", b="1")
     assert contents(final) == {"a": "1", "b": "1"}
-    new = make_folder(tmp_path / "t2", a="2")
-    (new / "dangling").symlink_to("nowhere")
-    publish_folder(new, final)
+    with atomic_folder(final) as folder:
+        (folder / "a").write_text("2")
+        (folder / "dangling").symlink_to("nowhere")
     assert (final / "a").read_text() == "2"
     assert not (final / "b").exists()
     assert sorted(os.listdir(tmp_path)) == [".final.lock", "final"]
@@ -391,17 +397,16 @@ def test_an_old_folder_is_put_back_if_the_new_one_cannot_be_renamed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     final = make_folder(tmp_path / "final", a="old")
-    new = make_folder(tmp_path / "new", a="new")
     rename = os.rename
 
     def rename_unless_new(source: Path, target: Path) -> None:
-        if Path(source) == new:
+        if Path(source) == tmp_path / ".final.new":
             raise OSError(errno.EXDEV, os.strerror(errno.EXDEV))
         rename(source, target)
 
     monkeypatch.setattr(os, "rename", rename_unless_new)
     with pytest.raises(StorageError, match="cannot publish"):
-        publish_folder(new, final)
+        publish(final, a="new")
     assert contents(final) == {"a": "old"}
 
 
@@ -424,22 +429,21 @@ def test_a_crash_before_the_old_folder_is_removed_keeps_the_new_one(tmp_path: Pa
 def test_publishing_recovers_first(tmp_path: Path) -> None:
     final = tmp_path / "final"
     make_folder(tmp_path / ".final.old", a="older")
-    publish_folder(make_folder(tmp_path / "t", a="new"), final)
+    publish(final, a="new")
     assert contents(final) == {"a": "new"}
     assert not (tmp_path / ".final.old").exists()
     make_folder(tmp_path / ".final.old", a="older")  # killed after the second rename
-    publish_folder(make_folder(tmp_path / "t", a="newest"), final)
+    publish(final, a="newest")
     assert contents(final) == {"a": "newest"}
     assert not (tmp_path / ".final.old").exists()
 
 
 def test_something_else_than_a_folder_is_not_replaced(tmp_path: Path) -> None:
-    new = make_folder(tmp_path / "new")
     (tmp_path / "file").write_text("mine")
     (tmp_path / "link").symlink_to(make_folder(tmp_path / "elsewhere", a="mine"))
     for final in (tmp_path / "file", tmp_path / "link"):
         with pytest.raises(StorageError, match="not a folder"):
-            publish_folder(new, final)
+            publish(final, a="new")
     assert (tmp_path / "file").read_text() == "mine"
     assert contents(tmp_path / "elsewhere") == {"a": "mine"}
 

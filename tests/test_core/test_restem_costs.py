@@ -359,7 +359,7 @@ def test_writing_is_bound_by_launches_for_a_small_model_and_by_memory_for_a_larg
 
 
 def test_memory_follows_the_bank_and_keeps_fewer_trainings_where_there_is_less() -> None:
-    from aios.backends import bank_memory
+    from aios.backends.trials import bank_memory
     from aios.core import gpu_costs
 
     assert bank_memory._GROUPS["cuda"] == gpu_costs.GPU_TRAININGS

@@ -7,7 +7,7 @@ import random
 import subprocess
 import sys
 import time
-from dataclasses import fields, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -189,7 +189,7 @@ def test_ids_that_lead_elsewhere_are_refused(tmp_path: Path, bad: str) -> None:
     for call in (
         lambda: experts.folder(bad),
         lambda: experts.save(Expert(bad, "x")),
-        lambda: experts.write_card(bad, {}),
+        lambda: experts.read_card(bad),
     ):
         with pytest.raises(UsageError, match="not a valid expert id"):
             call()
@@ -205,26 +205,13 @@ def test_a_folder_is_inside_the_store(tmp_path: Path) -> None:
         store(root).folder("out")
 
 
-def test_a_card_holds_the_expert_and_more(tmp_path: Path) -> None:
+def test_a_card_that_is_no_object_is_corrupt(tmp_path: Path) -> None:
     experts = store(tmp_path)
-    card = experts.write_card("botany", {"seed": 7, "notes": ["n"]})
-    assert card == tmp_path / "botany" / "expert.json"
-    assert json.loads(card.read_text()) == {
-        "expert_id": "botany",
-        "base_model": "tiny",
-        "seed": 7,
-        "notes": ["n"],
-    }
-    experts.save(FULL)
-    experts.write_card("botany", {"seed": 8})
-    content = json.loads(card.read_text())
-    assert content["name"] == "Botany"
-    assert content["seed"] == 8
-    assert content["notes"] == ["n"]
-    assert {field.name for field in fields(Expert)} <= content.keys()
-    card.write_text("[]")
+    assert experts.read_card("botany") == {}
+    (tmp_path / "botany").mkdir()
+    (tmp_path / "botany" / "expert.json").write_text("[]")
     with pytest.raises(StorageError, match="is corrupt"):
-        experts.write_card("botany", {})
+        experts.read_card("botany")
 
 
 _SAVER = """

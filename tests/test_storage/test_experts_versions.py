@@ -16,6 +16,7 @@ from aios.core.types import Expert
 from aios.storage.expert_trash import ExpertTrash
 from aios.storage.expert_versions import ExpertVersions
 from aios.storage.experts import FileExpertStore
+from tests.expert_cards import write_card
 
 
 @pytest.fixture
@@ -95,7 +96,7 @@ def test_keys_of_others_in_the_card_survive_a_training(
     store: FileExpertStore, versions: ExpertVersions
 ) -> None:
     train(versions, "one")
-    store.write_card("mills", {"theirs": 1})
+    write_card(store, "mills", {"theirs": 1})
     train(versions, "two")
     assert (card(store)["theirs"], card(store)["notes"]) == (1, "two")
 
@@ -105,7 +106,7 @@ def test_a_rollback_is_a_new_version_and_loses_nothing(
 ) -> None:
     for text in ("one", "two!", "three"):
         train(versions, text)
-    store.write_card("mills", {"only": "of three"})
+    write_card(store, "mills", {"only": "of three"})
     store.update("mills", lambda e: replace(e, goals=("g",), is_active=False))
     expert = versions.rollback("mills")
     assert (expert.last_trained, expert.performance_metrics) == ("two!", {"loss": 4})

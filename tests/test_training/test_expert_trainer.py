@@ -16,15 +16,8 @@ from aios.core.events import Evaluated, Event
 from aios.core.protocols import Emit, LanguageModel, ShouldStop, ignore, never
 from aios.core.training.auto_training_orchestrator import TrainingData, Validation
 from aios.core.training.expert_trainer import log_dataset_stats, train_expert
-from aios.core.types import (
-    AdapterRef,
-    CurvePoint,
-    Passage,
-    ScoreRequest,
-    TrainExample,
-    TrainingJob,
-    TrainingResult,
-)
+from aios.core.trainings import CurvePoint, TrainingJob, TrainingResult
+from aios.core.types import AdapterRef, Passage, ScoreRequest, TrainExample
 
 PASSAGE = TrainExample.whole("The mill of Arn has four stones.", passage_id="p")
 PAIR = TrainExample("Question: Who?\nAnswer: Tove", ((22, 27),), "cloze", "p")

@@ -18,10 +18,10 @@ from typing import Any
 
 import openai
 
-from aios.app import assistant_parts
-from aios.app.answerers import Answerers
-from aios.app.assistant import Assistant
-from aios.app.offered_experts import OfferedExperts
+from aios.app.chat import assistant_parts
+from aios.app.chat.answerers import Answerers
+from aios.app.chat.assistant import Assistant
+from aios.app.chat.offered_experts import OfferedExperts
 from aios.backends.scripted import Script, ScriptedModel
 from aios.backends.scripted_serving import ScriptedWriter
 from aios.core.config.schemas import Config

@@ -9,7 +9,7 @@ from typing import Any
 import openai
 import pytest
 
-from aios.app.adaptation_counts import AdaptationCounts
+from aios.app.chat.adaptation_counts import AdaptationCounts
 from tests.openai_server import LOOPBACK
 from tests.test_web.running import RunningServer, ask, wait_until
 

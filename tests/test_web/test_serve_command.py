@@ -30,17 +30,19 @@ pytestmark = [*LOOPBACK, pytest.mark.slow]
 TOKEN = "a-token-of-more-than-16-characters"
 
 
-def line(folder: Path, *arguments: str) -> list[str]:
+def line(folder: Path, *arguments: str, verb: str = "serve") -> list[str]:
     """The command over the scripted model, on any free port."""
     settings = ("--port", "0", "--model", "scripted", "--set", f"paths.artifacts={folder}")
-    return [sys.executable, "-m", "aios", "serve", *settings, *arguments]
+    return [sys.executable, "-m", "aios", verb, *settings, *arguments]
 
 
 @contextmanager
-def started(folder: Path, *arguments: str) -> Iterator[tuple[subprocess.Popen[str], Any]]:
+def started(
+    folder: Path, *arguments: str, verb: str = "serve"
+) -> Iterator[tuple[subprocess.Popen[str], Any]]:
     """The running program and the JSON that it announces itself with."""
     pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    running = subprocess.Popen(line(folder, "--json", *arguments), cwd=folder, **pipes)
+    running = subprocess.Popen(line(folder, "--json", *arguments, verb=verb), cwd=folder, **pipes)
     try:
         assert running.stdout is not None
         announced = running.stdout.readline()
@@ -70,6 +72,15 @@ def test_it_serves_until_a_signal(tmp_path: Path, stop: signal.Signals) -> None:
         out, err = running.communicate(timeout=20)
         assert (running.returncode, out) == (0, "")
         assert "Traceback" not in err
+
+
+@pytest.mark.parametrize("stop", [signal.SIGTERM, signal.SIGINT])
+def test_the_pages_are_served_until_a_signal_too(tmp_path: Path, stop: signal.Signals) -> None:
+    with started(tmp_path, verb="web") as (running, announced):
+        assert announced["pid"] == running.pid
+        running.send_signal(stop)
+        out, err = running.communicate(timeout=20)
+        assert (running.returncode, out, err) == (0, "", "")
 
 
 def test_it_says_on_stderr_where_it_is(tmp_path: Path) -> None:

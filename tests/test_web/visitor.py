@@ -8,7 +8,7 @@ from typing import Any
 
 from starlette.testclient import TestClient
 
-from aios.app.assistant import open_assistant
+from aios.app.chat.assistant import open_assistant
 from aios.app.page_settings import PageSettings
 from aios.web.pages.assembly import create_site
 from aios.web.pages.guarding import Sessions

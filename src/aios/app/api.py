@@ -24,6 +24,9 @@ def load_config(*overrides: str, config_file: Path | str | None = None) -> Confi
         *overrides: Such as ``"seal.strategy=rewrite"``; they win over everything else.
         config_file: A YAML file over the defaults.
 
+    Returns:
+        The config, frozen and checked; sections are its attributes, e.g. ``config.seal.strategy``.
+
     Raises:
         ConfigError: Keys are wrong; the message lists all of them.
     """
@@ -41,6 +44,9 @@ def load_model(name: str | None = None, *, offline: bool = False) -> LanguageMod
     Args:
         name: A listed model, a folder, a GGUF file, or a hub id; the config's by default.
         offline: Never touch the network.
+
+    Returns:
+        The model. It stays in memory as long as it is referred to.
 
     Raises:
         ConfigError: The name is empty, or a key of the user's config is wrong.
@@ -62,6 +68,9 @@ def open_executor(
         kind: ``serial`` (this process), ``processes`` (workers on this machine) or ``ray``.
         workers: How many workers, for the last two; None: one for each GPU, or two.
 
+    Returns:
+        The executor, to be closed by its ``close`` at the end.
+
     Raises:
         ConfigError: As `load_model`.
         ModelError: As `load_model`.
@@ -82,6 +91,9 @@ def optimize_generator(
         dataset: Passages with questions.
         output: Folder of the best generator; by default it stays in the run directory.
         *overrides: Settings such as ``"seal.restem_iterations=1"``.
+
+    Returns:
+        The state of its rounds, the best generator's folder, and where the report is.
 
     Raises:
         ConfigError: A setting is wrong.

@@ -10,8 +10,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from aios.app.models import is_offline
-from aios.app.trackers import check_trackers, run_params, tracked
-from aios.app.watchdog import Watch, watching
+from aios.app.runs.watchdog import Watch, watching
+from aios.app.trackers.choice import check_trackers, run_params, tracked
 from aios.backends.embeddings import open_embedder
 from aios.backends.scripted import SCRIPTED_NAME
 from aios.core.config.loader import dump

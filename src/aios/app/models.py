@@ -10,7 +10,8 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from aios.backends import hub, model_store
+from aios.backends.model_files import hub
+from aios.backends.model_files import store as model_store
 from aios.backends.models import (
     ENDPOINT_PREFIX,
     KnownModel,

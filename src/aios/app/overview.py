@@ -11,11 +11,11 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from aios.app.doctor import Check, check_quickly
-from aios.app.job_progress import Progress, ProgressReader
-from aios.app.job_results import Results, Trouble, trouble_of
+from aios.app.jobs.progress import Progress, ProgressReader
 from aios.app.jobs.records import Job
+from aios.app.jobs.results import Results, Trouble, trouble_of
 from aios.app.jobs.store import JobStore
+from aios.app.machine.doctor import Check, check_quickly
 from aios.core.config.schemas import Config
 from aios.core.errors import AIOSError
 

@@ -94,7 +94,8 @@ def gradient_alignment(
 ) -> list[float]:
     """Cosine between the gradients of candidates and of the answers to questions, in [−1, 1].
 
-    A cheap forecast of which candidate would teach the answers (`backends.gradient_alignment`).
+    A cheap forecast of which candidate would teach the answers: see
+    `backends.trials.gradient_alignment`.
 
     Args:
         model: A base model whose weights are on this machine.
@@ -107,8 +108,8 @@ def gradient_alignment(
         UsageError: The model's weights are not on this machine.
         BackendError: A text cannot be encoded.
     """
-    from aios.backends import gradient_alignment as alignment
     from aios.backends.torch_lm import TorchLM
+    from aios.backends.trials import gradient_alignment as alignment
 
     if not isinstance(model, TorchLM):
         raise UsageError(f"{model.name} gives no gradients", "use a model that is loaded here")

@@ -32,7 +32,8 @@ from aios.core.files import (
     read_json,
 )
 from aios.core.folders import atomic_folder
-from aios.core.types import AdapterRef, CurvePoint, TrainingJob, content_hash
+from aios.core.trainings import CurvePoint, TrainingJob
+from aios.core.types import AdapterRef, content_hash
 
 ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"

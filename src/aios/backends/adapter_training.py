@@ -31,7 +31,8 @@ from aios.core.errors import AdapterMismatchError, BackendError, ModelError, Sto
 from aios.core.events import Notice
 from aios.core.protocols import Emit, LanguageModel, ShouldStop, ignore, never
 from aios.core.seeds import derive
-from aios.core.types import AdapterRef, LoraRecipe, TrainExample, TrainingJob, TrainingResult
+from aios.core.trainings import TrainingJob, TrainingResult
+from aios.core.types import AdapterRef, LoraRecipe, TrainExample
 
 
 class TorchAdapterTrainer:

@@ -20,7 +20,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from aios.backends.adapter_files import read_adapter
-from aios.backends.model_folder import inspect_folder
+from aios.backends.model_files.folder import inspect_folder
 from aios.core.errors import AdapterMismatchError, ModelError
 from aios.core.files import guarded
 

@@ -22,10 +22,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from aios.backends import bundled, hub, model_folder, model_store
-from aios.backends.bundled import BundledModel
-from aios.backends.gguf_conversion import CONVERSION, check_gguf, convert_gguf
-from aios.backends.model_store import FileRecord, Manifest
+from aios.backends.model_files import bundled, hub
+from aios.backends.model_files import folder as model_folder
+from aios.backends.model_files import store as model_store
+from aios.backends.model_files.bundled import BundledModel
+from aios.backends.model_files.gguf_conversion import CONVERSION, check_gguf, convert_gguf
+from aios.backends.model_files.store import FileRecord, Manifest
 from aios.backends.scripted import SCRIPTED_NAME, ScriptedModel
 from aios.core.errors import ModelError
 from aios.core.events import StageFinished, StageStarted

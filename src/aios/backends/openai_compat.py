@@ -2,8 +2,8 @@
 
 Takes the model's id and the config section ``endpoint``; gives completions, and scores where the
 server can echo a prompt with log-probabilities. `stream` keeps several calls in flight, one a seed,
-within the limits of the section; failures are sorted and retried in `endpoint_http` and
-`endpoint_calls`, and never hang.
+within the limits of the section; failures are sorted and retried in `endpoint.http` and
+`endpoint.calls`, and never hang.
 
 What differs from a model that is loaded here: the weights cannot be checked, so `digest` stands for
 the address, the model's id and what the server says of it; a server computes in batches, so a seed
@@ -22,12 +22,12 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import httpx2 as httpx
 
-from aios.backends.endpoint_answers import estimate_tokens, join_contents, render_chat
-from aios.backends.endpoint_calls import Caller
-from aios.backends.endpoint_http import CallError, is_loopback
-from aios.backends.endpoint_loop import LoopThread, all_of
-from aios.backends.endpoint_pacing import Clock
-from aios.backends.endpoint_stream import EndpointStream
+from aios.backends.endpoint.answers import estimate_tokens, join_contents, render_chat
+from aios.backends.endpoint.calls import Caller
+from aios.backends.endpoint.http import CallError, is_loopback
+from aios.backends.endpoint.loop import LoopThread, all_of
+from aios.backends.endpoint.pacing import Clock
+from aios.backends.endpoint.stream import EndpointStream
 from aios.backends.models import ENDPOINT_PREFIX
 from aios.core.config.endpoint_schema import EndpointConfig
 from aios.core.errors import ModelError
@@ -56,7 +56,7 @@ class EndpointModel:
         self._count = functools.lru_cache(maxsize=_COUNTS_KEPT)(
             lambda text: loop.run(caller.count(text))
         )
-        self._closer = weakref.finalize(self, loop.close)
+        weakref.finalize(self, loop.close)
 
     @classmethod
     def connect(

@@ -2,7 +2,7 @@
 
 `ScriptedWriter` is a `core.serving.Writer` over a `ScriptedModel`: its texts are the scripted
 model's, word by word, with the queue, places, endings and thread of the real engine
-(`serving_loop`). A text under adapters begins with their names in brackets, so that a test sees
+(`serving.loop`). A text under adapters begins with their names in brackets, so that a test sees
 who wrote it: ``[physics] ``, ``[art*0.5 physics*0.5] ``, ``[physics+session] ``. What adapters
 have learnt is known as the scripted trainer and bench wrote it. It is slow, fails or is full on
 demand.
@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from aios.backends.scripted import Memory, ScriptedModel
 from aios.backends.scripted_adapter import checked_memory
 from aios.backends.scripted_trials import ScriptedExpert
-from aios.backends.serving_loop import ServingLoop, Text
+from aios.backends.serving.loop import ServingLoop, Text
 from aios.core.errors import AdapterMismatchError, BackendError, QueueFullError
 from aios.core.protocols import LanguageModel
 from aios.core.serving import (

@@ -38,14 +38,8 @@ from aios.core.errors import (
 from aios.core.events import Evaluated, StageFinished, StageProgress, StageStarted
 from aios.core.files import atomic_write_json, guarded, read_json
 from aios.core.protocols import Emit, LanguageModel, ShouldStop, ignore, never
-from aios.core.types import (
-    AdapterRef,
-    CurvePoint,
-    TrainExample,
-    TrainingJob,
-    TrainingResult,
-    content_hash,
-)
+from aios.core.trainings import CurvePoint, TrainingJob, TrainingResult
+from aios.core.types import AdapterRef, TrainExample, content_hash
 
 STATE_NAME = "training_state.json"
 

@@ -25,7 +25,7 @@ from aios.backends.scripted_adapter import (
     learn,
     write_adapter,
 )
-from aios.backends.trial_queue import TrialQueue
+from aios.backends.trials.queue import TrialQueue
 from aios.core.data.probes import Probe
 from aios.core.errors import AdapterMismatchError, BackendError, RunInterrupted, UsageError
 from aios.core.events import StageFinished, StageProgress, StageStarted, WorkFailed

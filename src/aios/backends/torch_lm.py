@@ -34,7 +34,7 @@ from aios.core.streaming import Generated, collect
 from aios.core.types import Completion, GenerationRequest, Score, ScoreRequest
 
 if TYPE_CHECKING:
-    from aios.backends.trial_bench import TorchTrialBench
+    from aios.backends.trials.bench import TorchTrialBench
 
 _WIDTH = 32  # completions written at a time, where nobody says otherwise
 _ROW_TOKENS = 512  # most tokens of a packed row; measured best on a CPU
@@ -110,6 +110,15 @@ class TorchLM:
         threads: int | None = None,
     ) -> TorchLM:
         """Loads a base model's folder; never runs code from it.
+
+        Args:
+            source: Where its files are.
+            device: Where it runs; ``auto`` takes a GPU if there is one.
+            dtype: Number format of the weights; ``auto`` goes by the device.
+            threads: CPU threads; None for all cores.
+
+        Returns:
+            The model, on its device.
 
         Raises:
             ModelError: It cannot be loaded.
@@ -267,7 +276,7 @@ class TorchLM:
 
     def trial_bench(self) -> TorchTrialBench:
         """Where temporary adapters over this model are trained; the same at every call."""
-        from aios.backends.trial_bench import TorchTrialBench  # which needs this module
+        from aios.backends.trials.bench import TorchTrialBench  # which needs this module
 
         if self._adapter not in self._weights.benches:
             self._weights.benches[self._adapter] = TorchTrialBench(self)

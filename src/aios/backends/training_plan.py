@@ -15,7 +15,8 @@ from itertools import count
 from aios.backends.encoding import Encoded
 from aios.core.errors import UsageError
 from aios.core.seeds import derive
-from aios.core.types import LoraRecipe, TrainingJob
+from aios.core.trainings import TrainingJob
+from aios.core.types import LoraRecipe
 
 
 @dataclass(frozen=True, slots=True)

@@ -33,7 +33,8 @@ from aios.core.errors import NonFiniteError, OutOfMemoryError, RunInterrupted, S
 from aios.core.events import Evaluated, Notice, StageFinished, StageProgress, StageStarted
 from aios.core.protocols import Emit, ShouldStop
 from aios.core.seeds import derive
-from aios.core.types import AdapterRef, CurvePoint, TrainingJob, TrainingResult
+from aios.core.trainings import CurvePoint, TrainingJob, TrainingResult
+from aios.core.types import AdapterRef
 
 _MOMENTS = ("step", "exp_avg", "exp_avg_sq")  # AdamW's state of a parameter
 _COMMIT_SECONDS = 60.0  # a killed training loses no more than this

@@ -16,10 +16,11 @@ from types import TracebackType
 
 import click
 
+from aios import __version__
+from aios.cli.completing import VARIABLE
 from aios.cli.lazy import Entry, LazyGroup
 from aios.core.errors import AIOSError, RunInterrupted
 
-_COMPLETION = "_AIOS_COMPLETE"
 _COMMON_FLAGS = ("--config", "--set", "--seed", "--offline", "--json", "--quiet", "--debug")
 
 ENTRIES = {
@@ -35,8 +36,14 @@ ENTRIES = {
     "models": Entry("aios.cli.commands.models:models", "List and fetch base models."),
     "config": Entry("aios.cli.commands.config:config", "Show and explain the settings."),
     "runs": Entry("aios.cli.commands.runs:runs", "Use what runs have recorded."),
+    "examples": Entry(
+        "aios.cli.commands.examples:examples", "Get passages and settings to try it with."
+    ),
     "doctor": Entry(
         "aios.cli.commands.doctor:doctor", "Check what this machine has and what is missing."
+    ),
+    "completion": Entry(
+        "aios.cli.commands.completion:completion", "Print a shell's completion script."
     ),
 }
 
@@ -44,13 +51,7 @@ ENTRIES = {
 def _print_version(ctx: click.Context, param: click.Parameter, value: bool) -> None:
     if not value or ctx.resilient_parsing:
         return
-    from importlib import metadata
-
-    try:
-        version = metadata.version("aios")
-    except metadata.PackageNotFoundError:
-        version = "(not installed)"
-    click.echo(f"aios {version}")
+    click.echo(f"aios {__version__}")
     ctx.exit(0)
 
 
@@ -121,8 +122,8 @@ def main(*command: str) -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # None or replaced where there is no console
             stream.reconfigure(errors="backslashreplace")
-    if os.environ.get(_COMPLETION):  # set by the shell while it completes a line
-        cli.main(prog_name="aios", complete_var=_COMPLETION)
+    if os.environ.get(VARIABLE):
+        cli.main(prog_name="aios", complete_var=VARIABLE)
     sys.excepthook = _report_bug
     code = run([*command, *sys.argv[1:]])
     try:

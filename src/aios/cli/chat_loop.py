@@ -24,9 +24,9 @@ from aios.core.events import Event
 from aios.core.seeds import derive
 
 if TYPE_CHECKING:
-    from aios.app.answering import Answering
-    from aios.app.assistant import Assistant
-    from aios.app.conversation import Conversation
+    from aios.app.chat.answering import Answering
+    from aios.app.chat.assistant import Assistant
+    from aios.app.chat.conversation import Conversation
     from aios.storage.activity_records import AdaptationRecord
 
 _NOTES_KEPT = 100
@@ -283,10 +283,14 @@ class ChatLoop:
         self._screen.note("the last adaptation is undone" if undone else "there is none to undo")
 
     def _adaptations(self, _: str) -> None:
-        records = self._assistant.adaptations(self._session)
-        for record in records:
-            self._screen.say(described(record))
-        if not records:
+        lessons = self._assistant.lessons(self._session)
+        for lesson in lessons:
+            self._screen.say(described(lesson.told))
+            for text in lesson.new:
+                self._screen.say(f"  learned: {harmless(text)}")
+            for text in lesson.repeated:
+                self._screen.say(f"  again: {harmless(text)}")
+        if not lessons:
             self._screen.say("none yet")
 
     def _tta(self, argument: str) -> None:

@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import click
+from click.shell_completion import CompletionItem
 
 COMMON_SECTION = "Options of every command"
 
@@ -101,6 +102,17 @@ class LazyGroup(HelpSections, click.Group):
             known = guess or f"the commands are: {', '.join(self.entries)}"
             ctx.fail(f"{ctx.command_path} has no command {name!r}; {known}")
         return super().resolve_command(ctx, args)
+
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
+        """Completes a command's name from the table, an option as `click.Command` does."""
+        return [
+            *(
+                CompletionItem(name, help=entry.help)
+                for name, entry in self.entries.items()
+                if name.startswith(incomplete)
+            ),
+            *click.Command.shell_complete(self, ctx, incomplete),
+        ]
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         """Names of all commands, in the table's order."""

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from aios.cli.completing import BY_KEY, SETTINGS, completes
 from aios.cli.lazy import HelpSections
 
 if TYPE_CHECKING:
@@ -67,6 +68,7 @@ _OPTIONS = (
         "overrides",
         multiple=True,
         metavar="KEY=VALUE",
+        shell_complete=completes(SETTINGS, ending="="),
         help="Set one config key, e.g. --set seal.temperature=0.7. Repeatable.",
     ),
     click.option(
@@ -118,7 +120,9 @@ def config_option(
     """
     help = f"{help}  [{key}]"
     name = _FLAG + key.replace(".", "__")
-    return click.option(flag, name, type=type, help=help, metavar=metavar)
+    return click.option(
+        flag, name, type=type, help=help, metavar=metavar, shell_complete=BY_KEY.get(key)
+    )
 
 
 def overrides(common: Common) -> list[str]:

@@ -19,7 +19,8 @@ from aios.cli.text import NOTHING, format_bytes, format_count, format_duration, 
 from aios.cli.text_plots import columns, histogram, sparkline
 
 if TYPE_CHECKING:
-    from aios.app.restem.runs import RoundRewards, RunStatus
+    from aios.app.restem.records import RoundRewards
+    from aios.app.restem.status import RunStatus
     from aios.core.restem import RoundReport, Tried
 
 STATES = {

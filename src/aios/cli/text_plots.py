@@ -10,6 +10,8 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
 from statistics import median
 
 _EIGHTHS = "▏▎▍▌▋▊▉█"
@@ -90,20 +92,10 @@ def histogram(
     if not finite:
         return []
     shown = [(float(at), name) for at, name in marks if abs(at) <= _LARGEST]
-    inside = _bulk(finite)
-    step = _round_step([*inside, *(at for at, _ in shown)], rows)
-    needed = [_row(value, step) for value in (min(inside), max(inside), *(at for at, _ in shown))]
-    first, last = min(needed), max(needed)
-    low_end, high_end = (first + _ROUNDING) * step, (last + 1 + _ROUNDING) * step
-    below = sum(value <= low_end for value in finite)
-    above = sum(value > high_end for value in finite)
-    counts = Counter(
-        min(last, max(first, _row(value, step))) for value in finite if low_end < value <= high_end
-    )
-    most = max([*counts.values(), below, above])
+    spread = _counted(finite, [at for at, _ in shown], rows)
+    step, edges = spread.step, spread.edges
+    most = max([*spread.counts.values(), spread.below, spread.above])
     to, dash, arrow = ("…", "─", "←") if blocks else ("..", "-", "<-")
-
-    edges = [_edge(index * step, step) for index in range(first, last + 2)]
     wide = max(map(len, edges))
     digits = len(str(most))
 
@@ -112,18 +104,61 @@ def histogram(
         return f"{label}  {drawn:<{width}}  {count:>{digits}}{note}".rstrip()
 
     label_width = 2 * wide + len(to) + 2
-    lines = [line(f"{f'below {edges[0]}':>{label_width}}", below)] if below else []
-    for index in range(first, last + 1):
-        inner = [name for at, name in shown if _row(at, step) == index and not _on_edge(at, step)]
-        low, high = edges[index - first], edges[index - first + 1]
+    below, above = f"below {edges[0]}", f"above {edges[-1]}"
+    lines = [line(f"{below:>{label_width}}", spread.below)] if spread.below else []
+    for index, (low, high) in enumerate(pairwise(edges), spread.first):
+        here = [(at, name) for at, name in shown if _row(at, step) == index]
+        inner = [name for at, name in here if not _on_edge(at, step)]
         note = f"  {arrow} {', '.join(inner)}" if inner else ""
-        lines.append(line(f"{low:>{wide}} {to} {high:>{wide}}", counts[index], note))
-        ends = [name for at, name in shown if _row(at, step) == index and _on_edge(at, step)]
+        lines.append(line(f"{low:>{wide}} {to} {high:>{wide}}", spread.counts[index], note))
+        ends = [name for at, name in here if _on_edge(at, step)]
         if ends:
             lines.append(f"{'':>{label_width}}  {dash * (width // 2)} {', '.join(ends)}")
-    if above:
-        lines.append(line(f"{f'above {edges[-1]}':>{label_width}}", above))
+    if spread.above:
+        lines.append(line(f"{above:>{label_width}}", spread.above))
     return lines
+
+
+@dataclass(frozen=True, slots=True)
+class _Spread:
+    """Numbers counted in ranges of one width.
+
+    Attributes:
+        step: The width; range number i ends at (i + 1) × step.
+        first: Number of the lowest range.
+        edges: The ends of the ranges as text, one more than there are ranges.
+        counts: How many numbers are in a range, by its number.
+        below: How many are below all ranges.
+        above: How many are above them.
+    """
+
+    step: float
+    first: int
+    edges: list[str]
+    counts: Counter[int]
+    below: int
+    above: int
+
+
+def _counted(values: list[float], marks: list[float], rows: int) -> _Spread:
+    """Counts values in about `rows` ranges that hold their bulk and all marks."""
+    inside = _bulk(values)
+    step = _round_step([*inside, *marks], rows)
+    needed = [_row(value, step) for value in (min(inside), max(inside), *marks)]
+    first, last = min(needed), max(needed)
+    low_end, high_end = (first + _ROUNDING) * step, (last + 1 + _ROUNDING) * step
+    return _Spread(
+        step,
+        first,
+        [_edge(index * step, step) for index in range(first, last + 2)],
+        Counter(
+            min(last, max(first, _row(value, step)))
+            for value in values
+            if low_end < value <= high_end
+        ),
+        below=sum(value <= low_end for value in values),
+        above=sum(value > high_end for value in values),
+    )
 
 
 def columns(rows: Sequence[Sequence[str]], *, right: Sequence[int] = ()) -> list[str]:

@@ -31,7 +31,7 @@ _T95_FROM = ((30, 1.697), (20, 1.725), (15, 1.753), (10, 1.812))
 
 
 class Workload(Protocol):
-    """What is to be done; `app.generation_plan.GeneratePlan` is one."""
+    """What is to be done; `app.edits.generation_plan.GeneratePlan` is one."""
 
     @property
     def passages(self) -> int:
@@ -210,7 +210,7 @@ def _total(
     if mean <= 0:
         return _Total(0.0, LEAST_MARGIN, by_prompt)
     unseen = max(0.0, 1 - count / passages) if passages > 0 else 0.0
-    error = _t95(freedom) * math.sqrt(variance * unseen / count) / mean
+    error = t95(freedom) * math.sqrt(variance * unseen / count) / mean
     return _Total(mean * passages, min(max(error, LEAST_MARGIN), MOST_MARGIN), by_prompt)
 
 
@@ -233,7 +233,8 @@ def _line(
     return lambda prompt: y + slope * (prompt - x), variance
 
 
-def _t95(freedom: int) -> float:
+def t95(freedom: int) -> float:
+    """Student's t, 95th percentile; that of a smaller freedom where it is not in the table."""
     if freedom <= len(_T95):
         return _T95[freedom - 1]
     return next(value for least, value in _T95_FROM if freedom >= least)
@@ -276,3 +277,12 @@ def describe_seconds(seconds: float) -> str:
         return "∞"
     size, unit, digits = _unit(seconds)
     return f"{seconds / size:.{digits}f} {unit}"
+
+
+def describe_range(low: float, high: float) -> str:
+    """Two durations for people, e.g. ``6 to 9 min``; one where they read the same."""
+    if not math.isfinite(high):
+        return f"{describe_seconds(low)} at least"
+    size, unit, digits = _unit(high)
+    first, last = (f"{seconds / size:.{digits}f}" for seconds in (low, high))
+    return f"{last} {unit}" if first == last else f"{first} to {last} {unit}"

@@ -14,7 +14,13 @@ from typing import Any
 
 @dataclass(frozen=True, slots=True)
 class RunStarted:
-    """A run began (or went on, if `resumed`)."""
+    """A run began (or went on, if `resumed`).
+
+    Attributes:
+        run: Its id.
+        kind: What sort of run it is, e.g. ``ab-test``.
+        resumed: Whether it goes on with what an earlier process has done.
+    """
 
     run: str
     kind: str
@@ -38,7 +44,13 @@ class StageStarted:
 
 @dataclass(frozen=True, slots=True)
 class StageProgress:
-    """Work done so far in a stage, in its unit; `note` is a short text such as ``loss 2.91``."""
+    """Work done so far in a stage, in its unit; `note` is a short text such as ``loss 2.91``.
+
+    Attributes:
+        stage: The stage.
+        done: Units of work that are done.
+        note: What else to show.
+    """
 
     stage: str
     done: float
@@ -47,7 +59,13 @@ class StageProgress:
 
 @dataclass(frozen=True, slots=True)
 class StageFinished:
-    """A stage ended; `summary` is one line for people."""
+    """A stage ended; `summary` is one line for people.
+
+    Attributes:
+        stage: The stage.
+        seconds: How long it took.
+        summary: What came of it.
+    """
 
     stage: str
     seconds: float
@@ -83,7 +101,15 @@ class PassageGenerated:
 
 @dataclass(frozen=True, slots=True)
 class Dropped:
-    """The quality filter left something out."""
+    """The quality filter left something out.
+
+    Attributes:
+        passage_id: The passage.
+        strategy: What made it.
+        index: The candidate number.
+        reason: One of the quality filter's reasons, e.g. ``too_short``.
+        detail: The measured value and limit, e.g. ``7 tokens < 20``.
+    """
 
     passage_id: str
     strategy: str
@@ -94,7 +120,17 @@ class Dropped:
 
 @dataclass(frozen=True, slots=True)
 class Evaluated:
-    """An evaluation during a training (`core.types.CurvePoint` with the training's name)."""
+    """An evaluation during a training (`core.trainings.CurvePoint` with the training's name).
+
+    Attributes:
+        training: The training's name.
+        step: Optimiser steps done.
+        epoch: Passes over the examples done (may be fractional).
+        tokens: Real tokens trained on so far (no padding).
+        train_loss: Mean loss per label token since the last one; None before the first step.
+        validation_loss: Mean loss per validation answer token; None without validation.
+        seconds: Training time so far, evaluation excluded.
+    """
 
     training: str
     step: int
@@ -107,7 +143,14 @@ class Evaluated:
 
 @dataclass(frozen=True, slots=True)
 class WorkFailed:
-    """A `core.types.Failure` was recorded."""
+    """A `core.types.Failure` was recorded.
+
+    Attributes:
+        boundary: Where it was caught: ``generate``, ``parse``, ``train`` or ``score``.
+        subject: What was worked on (a passage id, an arm's name, …).
+        error: The error's message.
+        retryable: Whether trying again may help.
+    """
 
     boundary: str
     subject: str
@@ -207,7 +250,12 @@ class RoundFinished:
 
 @dataclass(frozen=True, slots=True)
 class Notice:
-    """Something a person should know. `level` is ``info`` or ``warning``."""
+    """Something a person should know. `level` is ``info`` or ``warning``.
+
+    Attributes:
+        message: One or two sentences.
+        level: How much it matters.
+    """
 
     message: str
     level: str = "info"
@@ -215,7 +263,14 @@ class Notice:
 
 @dataclass(frozen=True, slots=True)
 class RunFinished:
-    """A run ended. `status` is ``done``, ``failed`` or ``interrupted``."""
+    """A run ended. `status` is ``done``, ``failed`` or ``interrupted``.
+
+    Attributes:
+        run: Its id.
+        status: How it ended.
+        seconds: Time since this process began or resumed it.
+        summary: What came of it, in a line.
+    """
 
     run: str
     status: str

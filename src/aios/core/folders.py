@@ -26,10 +26,13 @@ def _beside(final: Path, ending: str) -> Path:
 def atomic_folder(final: Path, *, timeout: float = 30.0) -> Iterator[Path]:
     """Gives an empty folder that becomes `final` when the block ends without an error.
 
-    A second process that builds the same folder waits, then gets an error.
+    Its files are synced before it is renamed. An older folder is moved aside and removed
+    afterwards; a crash between leaves the old or the new one in place, or the old one aside, where
+    `recover` and the next call find it. A second process that builds the same folder waits up to
+    `timeout` seconds.
 
     Raises:
-        StorageError: As `publish_folder`.
+        StorageError: It cannot be made or renamed, or `final` is something else than a folder.
     """
     with locked(_beside(final, "lock"), timeout=timeout):
         temporary = _beside(final, "new")
@@ -43,27 +46,8 @@ def atomic_folder(final: Path, *, timeout: float = 30.0) -> Iterator[Path]:
             shutil.rmtree(temporary, ignore_errors=True)
 
 
-def publish_folder(tmp: Path, final: Path, *, timeout: float = 30.0) -> None:
-    """Renames a finished folder to its final name, replacing an old one.
-
-    The files are synced first. An old folder is moved aside and removed afterwards; a crash
-    between leaves the old or the new one in place, or the old one aside, where `recover` (which
-    is also called here) finds it.
-
-    Args:
-        tmp: The finished folder, on the same disk as `final`.
-        final: Its name from now on.
-        timeout: Seconds to wait for another process that publishes the same folder.
-
-    Raises:
-        StorageError: It cannot be renamed, or `final` is something else than a folder.
-    """
-    with locked(_beside(final, "lock"), timeout=timeout):
-        _publish(tmp, final)
-
-
 def recover(final: Path, *, timeout: float = 30.0) -> bool:
-    """Puts back the folder that a killed `publish_folder` had moved aside.
+    """Puts back the folder that a killed process had moved aside.
 
     Returns:
         Whether `final` was put back; False where nothing was lost.

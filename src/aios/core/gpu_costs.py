@@ -42,7 +42,7 @@ SHARE_OF_BANDWIDTH = Span(0.20, 0.40, 0.80)
 LAYER_SECONDS = Span(0.0001, 0.0003, 0.001)
 HALF_BYTES = 2  # of a number in bfloat16 or float16
 EXACT_BYTES = 4  # of a number in an adapter's masters
-# Trainings at a time and tokens of a pass: those of `backends.bank_memory`.
+# Trainings at a time and tokens of a pass: those of `backends.trials.bank_memory`.
 CPU_TRAININGS, CPU_PASS_TOKENS = 16, 1024
 GPU_TRAININGS, GPU_PASS_TOKENS = 64, 16384
 LEAST_PASS_TOKENS = 512  # shorter passes do not hold the longest texts
@@ -224,7 +224,7 @@ def trial_memory(
     on_gpu: bool,
     available_bytes: int = 0,
 ) -> Memory:
-    """Memory while trials are trained, by the formula of `backends.bank_memory`.
+    """Memory while trials are trained, by the formula of `backends.trials.bank_memory`.
 
     Args:
         shape: The base model's.

@@ -9,17 +9,9 @@ from typing import Protocol, runtime_checkable
 from aios.core.data.probes import Probe
 from aios.core.events import Event
 from aios.core.streaming import Generated
+from aios.core.trainings import TrainingJob, TrainingResult
 from aios.core.trials import Answered, TrialJob, TrialMetrics, TrialOutcome
-from aios.core.types import (
-    AdapterRef,
-    Completion,
-    Expert,
-    GenerationRequest,
-    Score,
-    ScoreRequest,
-    TrainingJob,
-    TrainingResult,
-)
+from aios.core.types import AdapterRef, Completion, Expert, GenerationRequest, Score, ScoreRequest
 
 Emit = Callable[[Event], None]
 ShouldStop = Callable[[], bool]

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from aios.core.errors import StorageError
-from aios.core.seal.reward import Reward
+from aios.core.trials import Reward
 from aios.core.types import AdapterRef, Failure, SelfEdit
 
 MOST_LOSSES = 48  # points of a trial's training curve that are kept

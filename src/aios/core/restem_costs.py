@@ -72,7 +72,7 @@ class Throughput:
 class Memory:
     """Memory at the peak, when trials are trained; in bytes.
 
-    Counted as `backends.bank_memory` does, which says what each part is.
+    Counted as `backends.trials.bank_memory` does, which says what each part is.
 
     Attributes:
         model_bytes: The base model's weights.

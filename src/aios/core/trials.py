@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from aios.core.data.probes import Probe
 from aios.core.types import Failure, LoraRecipe, Score, TrainExample
@@ -107,3 +107,40 @@ class TrialOutcome:
     metrics: TrialMetrics | None = None
     answers: tuple[Answered, ...] = ()
     failure: Failure | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Reward:
+    """What an expert earned on held-out questions. ``float(reward)`` is its value.
+
+    Attributes:
+        value: 0 or 1 under a threshold; without one the improvement.
+        before: The quantity for the base model; None where it was not asked.
+        after: The quantity for the expert (mean over `repeats`).
+        n: Questions.
+        grader: Name of the grader whose grades the quantity is made of.
+        threshold: What decided: the number given, or under ``auto`` the margin that the
+            improvement had to exceed; None where nothing was decided.
+        standard_error: Of the improvement (of `after` where there is no `before`), from the
+            spread over questions; None for a single question.
+        kind: The quantity: ``loss`` or ``perplexity`` (less is better), or ``accuracy``.
+        rule: How the value came about: a ``number`` as threshold, ``auto``, or ``improvement``.
+        improvement: By how much the expert is better than the base model, positive if it is
+            better; None where that was not asked.
+        repeats: Trials that it is the mean of.
+    """
+
+    value: float
+    before: float | None
+    after: float
+    n: int
+    grader: str
+    threshold: float | None
+    standard_error: float | None
+    kind: str
+    rule: Literal["number", "auto", "improvement"]
+    improvement: float | None
+    repeats: int = 1
+
+    def __float__(self) -> float:
+        return self.value

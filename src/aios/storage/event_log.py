@@ -14,7 +14,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
-from types import TracebackType
 
 from aios.core.events import Event, RunFinished, decode, encode
 from aios.core.files import LineAppender, encode_json, guarded, parse_json
@@ -58,16 +57,9 @@ class EventLog:
         self._lines.close()
 
     def __enter__(self) -> EventLog:
-        """Returns itself."""
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        """Closes the file."""
+    def __exit__(self, *_: object) -> None:
         self.close()
 
 

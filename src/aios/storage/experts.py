@@ -26,7 +26,6 @@ from aios.core.experts.registry import unknown_expert, with_counters
 from aios.core.files import (
     MAX_JSON_BYTES,
     atomic_write_bytes,
-    atomic_write_json,
     confined,
     encode_json,
     locked,
@@ -39,7 +38,6 @@ from aios.storage.expert_records import (
     CARD_FILE,
     OpenRegistry,
     expert_of,
-    known_fields,
     read_card,
 )
 
@@ -204,26 +202,6 @@ class FileExpertStore:
         """
         self._require(expert_id)
         return confined(self.root, expert_id)
-
-    def write_card(self, expert_id: str, extra: Mapping[str, object]) -> Path:
-        """Writes ``expert.json`` into the expert's folder.
-
-        It holds the expert's fields as registered (if it is), the base model, and `extra`; keys
-        of an existing card that are in none of these survive.
-
-        Returns:
-            The card's path.
-
-        Raises:
-            UsageError: The id is not valid.
-            StorageError: The registry or an existing card is corrupt, or it cannot be written.
-        """
-        card = self.folder(expert_id) / CARD_FILE
-        before = self.read_card(expert_id)
-        expert = self.get(expert_id)
-        known = known_fields(expert) if expert is not None else {"expert_id": expert_id}
-        atomic_write_json(card, {**before, **known, "base_model": self.base_model, **extra})
-        return card
 
     def read_card(self, expert_id: str) -> dict[str, Any]:
         """The content of an expert's ``expert.json``; empty where there is none.

@@ -14,7 +14,6 @@ import json
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, suppress
 from pathlib import Path
-from types import TracebackType
 from typing import Any, BinaryIO
 
 from aios.core.errors import StorageError, UsageError
@@ -221,16 +220,9 @@ class Journal:
         self.close()
 
     def __enter__(self) -> Journal:
-        """Returns itself."""
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        """Closes the file."""
+    def __exit__(self, *_: object) -> None:
         self.close()
 
 

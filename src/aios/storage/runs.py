@@ -19,7 +19,6 @@ from contextlib import ExitStack, suppress
 from datetime import datetime, timezone
 from importlib import metadata
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 from aios.core.errors import StorageError, UsageError
@@ -188,16 +187,9 @@ class RunDirectory:
         self._held.close()
 
     def __enter__(self) -> RunDirectory:
-        """Returns itself."""
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        """Closes the run."""
+    def __exit__(self, *_: object) -> None:
         self.close()
 
 

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 
 from pydantic import ValidationError
 
-from aios.app.assistant import Assistant
+from aios.app.chat.assistant import Assistant
 from aios.core.config.schemas import Config
 from aios.core.errors import AIOSError, ConfigError, RunInterrupted
 from aios.core.events import Event, Notice

@@ -21,7 +21,7 @@ from aios.core.errors import AIOSError, QueueFullError
 from aios.core.serving import Ending, Piece
 
 if TYPE_CHECKING:
-    from aios.app.answering import Answering
+    from aios.app.chat.answering import Answering
 
 MOST_THREADS = 512
 _SPARE = 8  # texts that are being refused by the writer's queue, or have just ended

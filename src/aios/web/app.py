@@ -32,11 +32,12 @@ from aios.web.health import health_routes
 from aios.web.limits import BODY_SECONDS, BoundedBodies
 from aios.web.metrics import CountRequests, Metrics, metrics_routes
 from aios.web.models import model_routes
+from aios.web.public_address import PublicAddress
 from aios.web.security import Guard, SafeHeaders
 from aios.web.service import Service
 
 if TYPE_CHECKING:
-    from aios.app.assistant import Assistant
+    from aios.app.chat.assistant import Assistant
 
 
 def create_app(
@@ -91,7 +92,7 @@ def create_app(
         app.include_router(routes)
     # The last one added is the outermost.
     app.add_middleware(BoundedBodies, max_bytes=settings.max_body_bytes, seconds=body_seconds)
-    app.add_middleware(Guard, token=token)
+    app.add_middleware(Guard, token=token, public=PublicAddress.of(settings))
     app.add_middleware(SafeHeaders)
     app.add_middleware(CountRequests, metrics=metrics)
     return app

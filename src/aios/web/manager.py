@@ -16,12 +16,13 @@ import webbrowser
 from collections.abc import Callable, Mapping
 from contextlib import closing
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import uvicorn
 from starlette.types import ASGIApp
 
-from aios.app.assistant import open_assistant
+from aios.app.chat.assistant import open_assistant
 from aios.app.page_settings import PageSettings
 from aios.core.config.serving_schemas import ServeConfig
 from aios.core.errors import AIOSError, ConfigError, RunInterrupted
@@ -30,12 +31,14 @@ from aios.core.files import parse_json
 from aios.core.protocols import Emit, ignore
 from aios.web import __main__ as program
 from aios.web.app import create_app
-from aios.web.connections import HEAD_SECONDS, GuardedProtocol, most_connections
+from aios.web.connections import HEAD_SECONDS
 from aios.web.pages.assembly import create_site
+from aios.web.pages.ended_sessions import EndedSessions
 from aios.web.pages.guarding import Sessions, read_secret
 from aios.web.pages.site import LateAssistant, Site
+from aios.web.public_address import PublicAddress
 from aios.web.security import is_loopback, read_token
-from aios.web.server import KEEP_ALIVE_SECONDS, address_of, open_listener, tls_context
+from aios.web.server import address_of, open_listener, tls_context, uvicorn_config
 from aios.web.service import Service
 
 MAX_DOCUMENT_BYTES = 4 * 2**20
@@ -59,6 +62,12 @@ class ManagerServer(uvicorn.Server):
         self.on_start: Callable[[], None] = lambda: None
         self.service: Service | None = None
         self._site = site
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """A signal: the first asks for a graceful stop, the second for one at once."""
+        if self.should_exit:
+            self.force_exit = True
+        self.should_exit = True
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Begins to take requests."""
@@ -109,13 +118,28 @@ def manage(
         assistant = LateAssistant(lambda: open_assistant(settings.loaded().config, emit=emit))
         with closing(assistant):
             site = Site(settings, assistant, data)
-            secret = read_secret(settings.folder / "secret")
-            sessions = Sessions.make(secret, token, port, secure=tls is not None)
+            sessions = open_sessions(settings, token, port, tls=tls is not None)
             server = build_manager(site, sessions, serve, token)
             server.config.ssl = tls
             url = address_of(listener, tls=tls is not None).removesuffix("/v1")
             server.on_start = lambda: announce(url)
             server.run(sockets=[listener])
+
+
+def open_sessions(settings: PageSettings, token: str | None, port: int, *, tls: bool) -> Sessions:
+    """The sessions of a server on a port; what they need is kept in the pages' folder.
+
+    Raises:
+        StorageError: A file cannot be read or written.
+    """
+    public = PublicAddress.of(settings.started.config.serve)
+    return Sessions.make(
+        read_secret(settings.folder / "secret"),
+        token,
+        port,
+        secure=tls or (public is not None and public.secure),
+        ended=EndedSessions(settings.folder / f"signed_out_{port}.json"),
+    )
 
 
 def build_manager(
@@ -128,24 +152,11 @@ def build_manager(
         server.service = app.state.service
         return app
 
-    found = uvicorn.Config(
+    found = uvicorn_config(
         create_site(site, sessions, token=token, api=make_api),
-        http=type(
-            "Protocol",
-            (GuardedProtocol,),
-            {"head_seconds": HEAD_SECONDS, "most_connections": most_connections()},
-        ),
-        ws="none",
-        lifespan="off",
-        log_config=None,
-        log_level="error",
-        access_log=False,
-        proxy_headers=False,
-        server_header=False,
-        timeout_keep_alive=KEEP_ALIVE_SECONDS,
-        timeout_graceful_shutdown=GRACE_SECONDS,
+        head_seconds=HEAD_SECONDS,
+        grace_seconds=GRACE_SECONDS,
     )
-    found.load()
     server = ManagerServer(found, site)
     return server
 

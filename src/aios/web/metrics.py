@@ -24,8 +24,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from aios.core.serving import Ending, WriterLoad
 
 if TYPE_CHECKING:
-    from aios.app.adaptation_counts import AdaptationCounts
-    from aios.app.answering import Answering
+    from aios.app.chat.adaptation_counts import AdaptationCounts
+    from aios.app.chat.answering import Answering
 
 MOST_EXPERTS = 1000
 _OTHER = "other"

@@ -11,7 +11,7 @@ from aios.web.openai_schemas import ModelCard, ModelExtension, ModelList, error_
 from aios.web.service import Service
 
 if TYPE_CHECKING:
-    from aios.app.assistant import ServedModel
+    from aios.app.chat.assistant import ServedModel
 
 
 def model_routes(service: Service) -> APIRouter:

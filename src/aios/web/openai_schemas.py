@@ -110,7 +110,7 @@ class FeedbackRequest(_Request):
         default=None, description="-1 bad to 1 good"
     )
     correction: str = Field(default="", max_length=100_000, description="The right answer")
-    comment: str = Field(default="", max_length=100_000)
+    comment: str = Field(default="", max_length=100_000, description="What else there is to say")
 
 
 class Fault(BaseModel):

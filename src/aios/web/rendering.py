@@ -26,7 +26,7 @@ from aios.web.openai_schemas import (
 from aios.web.openai_schemas import TokenLogprob as ShownToken
 
 if TYPE_CHECKING:
-    from aios.app.answering import Answering
+    from aios.app.chat.answering import Answering
 
 _LEAST = -9999.0  # what the OpenAI API has for a token that cannot be drawn
 

@@ -25,6 +25,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from aios.core.errors import UsageError
 from aios.core.files import guarded, read_bytes
 from aios.web.errors import ApiError, error_response
+from aios.web.public_address import PublicAddress
 
 TOKEN_VARIABLE = "AIOS_TOKEN"
 OPEN_PATHS = frozenset({"/health", "/ready"})  # for programs that watch over the server
@@ -110,11 +111,16 @@ class Guard:
 
     Args:
         app: What is guarded.
-        token: What clients must send; None: only requests to a loopback name are answered.
+        token: What clients must send; None: only requests to a loopback name are answered, and to
+            the public one.
+        public: The address that clients see, where it is another one.
     """
 
-    def __init__(self, app: ASGIApp, token: str | None) -> None:
+    def __init__(
+        self, app: ASGIApp, token: str | None, public: PublicAddress | None = None
+    ) -> None:
         self.app = app
+        self._public = public
         self._expected = _digest(token.encode()) if token is not None else None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -127,7 +133,8 @@ class Guard:
     def _refusal(self, scope: Scope) -> ApiError | None:
         headers = Headers(scope=scope)
         if self._expected is None:
-            if is_loopback_name(headers.get("host", "")):
+            host = headers.get("host", "")
+            if is_loopback_name(host) or (self._public is not None and self._public.names(host)):
                 return None
             message = "this server answers requests to localhost or a loopback address only"
             return ApiError(403, message, code="wrong_host")

@@ -14,10 +14,11 @@ from collections.abc import Callable, Mapping
 from contextlib import closing
 from dataclasses import dataclass
 from types import FrameType
+from typing import Any
 
 import uvicorn
 
-from aios.app.assistant import Assistant, open_assistant
+from aios.app.chat.assistant import Assistant, open_assistant
 from aios.core.config.schemas import Config
 from aios.core.config.serving_schemas import ServeConfig
 from aios.core.errors import UsageError
@@ -32,7 +33,8 @@ from aios.web.connections import (
     most_connections,
 )
 from aios.web.limits import BODY_SECONDS
-from aios.web.security import TOKEN_VARIABLE, is_loopback, read_token
+from aios.web.public_address import PublicAddress
+from aios.web.security import TOKEN_VARIABLE, is_loopback, is_loopback_name, read_token
 from aios.web.service import Service
 
 GRACE_SECONDS = 25.0
@@ -106,7 +108,24 @@ def build_server(
     times = timeouts or Timeouts()
     app = create_app(assistant, settings, token=token, body_seconds=times.body)
     service: Service = app.state.service
-    limits = {"head_seconds": times.head, "most_connections": most_connections()}
+    found = uvicorn_config(
+        app, head_seconds=times.head, grace_seconds=round(times.grace) + _LAST_SECONDS
+    )
+    found.ssl = tls
+    return Server(found, service.answers, times.grace)
+
+
+def uvicorn_config(
+    app: Callable[..., Any], *, head_seconds: float, grace_seconds: int
+) -> uvicorn.Config:
+    """How uvicorn serves an application here: quietly, guarded, and trusting no header.
+
+    Args:
+        app: The application.
+        head_seconds: Time that a client has to send a request's head.
+        grace_seconds: Time that answers in flight have when the server ends.
+    """
+    limits = {"head_seconds": head_seconds, "most_connections": most_connections()}
     found = uvicorn.Config(
         app,
         http=type("Protocol", (GuardedProtocol,), limits),
@@ -119,11 +138,10 @@ def build_server(
         server_header=False,
         backlog=_BACKLOG,
         timeout_keep_alive=KEEP_ALIVE_SECONDS,
-        timeout_graceful_shutdown=round(times.grace) + _LAST_SECONDS,
+        timeout_graceful_shutdown=grace_seconds,
     )
     found.load()
-    found.ssl = tls
-    return Server(found, service.answers, times.grace)
+    return found
 
 
 class Server(uvicorn.Server):
@@ -172,8 +190,15 @@ def open_listener(settings: ServeConfig, token: str | None) -> socket.socket:
     """A socket bound to the address of the settings; nobody can connect before it listens.
 
     Raises:
-        UsageError: It is open beyond loopback without a token, or cannot be had.
+        UsageError: It, or its public address, is open beyond loopback without a token, or it
+            cannot be had.
     """
+    public = PublicAddress.of(settings)
+    if token is None and public is not None and not is_loopback_name(public.authority):
+        raise UsageError(
+            f"{public.origin} can be reached from other machines, and there is no token",
+            f"give --token-file or set {TOKEN_VARIABLE}, or leave out --public-url",
+        )
     where = f"{settings.host}:{settings.port}"
     flags = socket.AI_PASSIVE
     try:

@@ -27,8 +27,8 @@ from aios.web.openai_schemas import MOST_TEXTS
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from aios.app.answering import Answering
-    from aios.app.assistant import Assistant
+    from aios.app.chat.answering import Answering
+    from aios.app.chat.assistant import Assistant
     from aios.web.openai_schemas import ChatRequest, CompletionRequest
 
 SESSION_HEADER = "X-AIOS-Session"

@@ -18,9 +18,9 @@ from pathlib import Path
 
 import pytest
 
+from aios.app.jobs.own_program import command_of
 from aios.app.jobs.records import Job
 from aios.app.jobs.store import JobStore
-from aios.app.own_program import command_of
 from tests.openai_server import LOOPBACK
 
 BROWSER = [pytest.mark.browser, *LOOPBACK, pytest.mark.timeout(600)]

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import aios.cli.commands.web
-from aios.app import assistant
+from aios.app.chat import assistant
 from aios.backends.scripted import ScriptedModel
 from aios.backends.scripted_serving import ScriptedWriter
 from aios.cli.aios import main

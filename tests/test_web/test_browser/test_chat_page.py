@@ -75,3 +75,21 @@ def test_a_conversation_outlives_the_server(own_demo: RunningSite, opened: Opene
     own_demo.start()
     page.get_by_role("button", name="Send").click()
     page.get_by_role("button", name="Good: answer 2").wait_for()
+
+
+def test_what_was_learned_is_shown_and_taken_back(
+    tmp_path: Path, opened: Opener, browser: Browser
+) -> None:
+    with RunningSite(tmp_path, "adaptation.every=1", "adaptation.strategy=cloze") as site:
+        page = opened(site, "/chat")
+        page.get_by_label("Your message").fill("My dog is called Rufus. <b>He</b> is from Orrin.")
+        page.keyboard.press("Enter")
+        page.get_by_role("button", name="Good: answer 1").wait_for()
+        page.locator("summary", has_text="Learning from this conversation").click()
+        learned = page.get_by_role("region", name="Adaptations of this conversation")
+        learned.get_by_text("My dog is called Rufus. <b>He</b> is from Orrin.").wait_for()
+        assert learned.get_by_text("✓ in use").is_visible()
+        page.get_by_role("button", name="Take back the last adaptation").click()
+        learned.get_by_text("taken back").wait_for()
+        assert learned.get_by_text("My dog is called Rufus.").is_visible()
+        assert page.get_by_role("button", name="Take back the last adaptation").is_disabled()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from aios.app.data_files import DataFiles
+from aios.app.data.files import DataFiles
 from tests.test_web.running import wait_until
 from tests.test_web.test_browser.conftest import ROOT, Opener
 from tests.test_web.test_browser.running_site import BROWSER, RunningSite

@@ -22,7 +22,7 @@ from tests.test_web.test_browser.running_site import BROWSER, RunningSite, say
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from playwright.sync_api import Browser, Page
+    from playwright.sync_api import Browser, Locator, Page
 
 pytestmark = BROWSER
 MOST_FIRST_PAINT = 1500  # milliseconds; the aim is 1000
@@ -121,11 +121,23 @@ def test_ten_thousand_passages_and_their_edits_stay_smooth(
         opens_and_scrolls(page, path)
         page.goto(path)
         page.get_by_role("button", name="Start: Write self-edits").click()
+        job = site.wait_for_job("generate", "running")
+        wait_until(job.request.output.with_name(".edits.jsonl.journal").exists, 30)
+        page.goto(f"/edits/{job.id}")
+        count = page.locator("[data-count]")
+        wait_until(lambda: passages_told(count) > 0, 60)
+        first = passages_told(count)
+        wait_until(lambda: passages_told(count) > first, 60)  # it follows what is written
         job = site.wait_for_job("generate", "done", seconds=200)
         opens_and_scrolls(page, f"/edits/{job.id}")
         page.get_by_label("Text in a passage or self-edit").fill("Town 9998 lies")
         page.locator("[data-count]").get_by_text("1 passage", exact=True).wait_for()
         assert page.get_by_role("heading", name="town-9998").is_visible()
+
+
+def passages_told(count: Locator) -> int:
+    """The number that a page says."""
+    return int(count.inner_text().partition(" ")[0].replace(",", ""))
 
 
 def test_a_hundred_thousand_events_stay_smooth(

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from aios.app.ab_test import run_ab_test
+from aios.app.ab_tests.job import run_ab_test
 from aios.core.errors import RunInterrupted
 from tests.test_app.scripted_jobs import make_config, record, stop_after
 

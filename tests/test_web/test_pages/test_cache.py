@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -86,9 +87,27 @@ def test_the_cache_is_cleared_after_a_question(visitor: Visitor, folder: Path) -
     fill(folder)
     (folder / "notes.txt").write_text("mine")
     assert 'data-confirm="Delete all 3 cached self-edits' in visitor.look("/cache")
-    assert "3 self-edits were removed" in visitor.press("/cache/clear")
+    asked = visitor.press("/cache/clear", confirm="Delete all 3?", back="/cache", set_aside="yes")
+    assert "Are you sure?" in asked
+    assert "Delete all 3?" in asked
+    assert '<input type="hidden" name="set_aside" value="yes">' in asked
+    assert '<a class="button" href="/cache">Cancel</a>' in asked
+    assert entries(folder) == 3
+    sent = dict(re.findall(r'<input type="hidden" name="(\w+)" value="([^"]*)">', asked))
+    assert sent.pop("sure") == "1"
+    assert "confirm" not in sent
+    assert "3 self-edits were removed" in visitor.press("/cache/clear", sure="1", **sent)
     assert entries(folder) == 0
     assert (folder / "notes.txt").exists()
+
+
+def test_a_question_without_a_script_is_text_and_leads_to_no_other_site(visitor: Visitor) -> None:
+    asked = visitor.press(
+        "/cache/clear", confirm="<script>alert(1)</script>", back="//evil.example", x='"><b>'
+    )
+    assert "<script>alert" not in asked
+    assert "evil.example" not in asked.partition('class="button" href="')[2].partition(">")[0]
+    assert '"><b>' not in asked
 
 
 def test_corrupt_files_are_cleared_when_that_is_asked_for(visitor: Visitor, folder: Path) -> None:

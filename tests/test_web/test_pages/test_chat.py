@@ -4,23 +4,27 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import threading
 import time
+from html import unescape
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from aios.app import assistant_parts
-from aios.app.assistant import Assistant, open_assistant
-from aios.app.chat_choices import check_choice
-from aios.app.conversation import Conversation
+from aios.app.chat import assistant_parts
+from aios.app.chat.adaptation import SessionAdapters
+from aios.app.chat.assistant import Assistant, open_assistant
+from aios.app.chat.choices import check_choice
+from aios.app.chat.conversation import Conversation
 from aios.app.experts.registry import open_store
 from aios.backends.scripted import Script, ScriptedModel
 from aios.backends.scripted_serving import ScriptedWriter
 from aios.core.errors import UnknownExpertError, UsageError
 from aios.storage.activity import FILE, ActivityStore
 from aios.web.pages.chat_stream import MOST_ANSWERS
+from aios.web.pages.templates import shorten
 from tests.test_app.scripted_experts import add_expert
 from tests.test_web.visitor import ADDRESS, Visitor
 
@@ -446,11 +450,15 @@ def test_a_bad_answer_is_rated_down(talker: Talker) -> None:
 # ---------------------------------------------------------------------- adaptation
 
 
-def _learn(talker: Talker) -> None:
-    talker.ask(RUFUS, session=SESSION, tta=True)
-    adapters = talker.assistant.get()._adapters
-    assert adapters is not None
-    assert adapters.wait(10)
+def _adapters(talker: Talker) -> SessionAdapters:
+    found = talker.assistant.get()._adapters
+    assert found is not None
+    return found
+
+
+def _learn(talker: Talker, text: str = RUFUS) -> None:
+    talker.ask(text, session=SESSION, tta=True)
+    assert _adapters(talker).wait(10)
 
 
 def test_what_was_learned_is_shown_and_can_be_taken_back(talker: Talker) -> None:
@@ -471,14 +479,43 @@ def test_what_was_learned_is_shown_and_can_be_taken_back(talker: Talker) -> None
     assert talker.state("another")["count"] == 0
 
 
+def test_the_page_shows_which_statements_were_learned(talker: Talker) -> None:
+    long = "The mill at Orrin was built by Anna Brandt in 1871 " + "of <b>stone</b> and oak " * 12
+    _learn(talker, f"{RUFUS} How are you?\n\n{long.strip()}.")
+    shown = talker.state()["adaptations"]
+    assert '<span class="text">My dog is called Rufus' in shown
+    assert "How are you?" not in shown
+    assert "<b>stone" not in shown
+    summary, full = re.findall(
+        r'<summary class="text">(.*?)</summary><p class="text">(.*?)</p>', shown
+    )[0]
+    assert unescape(full) == f"{long.strip()}."
+    assert unescape(summary) == shorten(f"{long.strip()}.")
+    assert "so that it is not forgotten" not in shown
+    talker.send(
+        {
+            "messages": said(RUFUS, "I see.", "My locker code is 4471."),
+            "session": SESSION,
+            "tta": True,
+        }
+    )
+    assert _adapters(talker).wait(10)
+    latest = talker.state()["adaptations"].partition("</ol>")[0]
+    new, _, repeated = latest.partition("Trained on again, so that it is not forgotten:")
+    assert "My locker code is 4471." in new
+    assert "My dog is called Rufus" not in new
+    assert "My dog is called Rufus" in repeated
+    talker.do("/chat/undo", session=SESSION)
+    assert "My locker code is 4471." in talker.state()["adaptations"]  # and that it is taken back
+    talker.do("/chat/forget", session=SESSION)
+    assert "4471" not in talker.state()["adaptations"]
+
+
 def test_adaptation_is_switched_off_and_on(talker: Talker) -> None:
     assert "off" in talker.do("/chat/adapting", session=SESSION, on="0")["text"]
     talker.ask(RUFUS, session=SESSION, tta=False)
     assert talker.do("/chat/adapting", session=SESSION, on="0")["tone"] == "good"
-    talker.ask(RUFUS, session=SESSION, tta=True)
-    adapters = talker.assistant.get()._adapters
-    assert adapters is not None
-    assert adapters.wait(10)
+    _learn(talker)
     assert talker.state()["count"] == 0
     assert "on" in talker.do("/chat/adapting", session=SESSION, on="1")["text"]
     _learn(talker)

@@ -94,7 +94,7 @@ def test_passages_are_filtered(visitor: Visitor) -> None:
 
 def test_what_a_model_wrote_is_text(visitor: Visitor) -> None:
     made(visitor, hostile=HOSTILE)
-    for path in ("/edits", "/edits/made", "/edits/made/strategies", "/edits/made/summary"):
+    for path in ("/edits", "/edits/made", "/edits/made/strategies", "/edits/made/passages"):
         html = visitor.look(path)
         assert ESCAPED in html, path
         assert "<script>alert" not in html
@@ -122,15 +122,21 @@ def test_what_is_being_written_is_shown_as_far_as_it_is(visitor: Visitor) -> Non
     journal = folder / ".edits.jsonl.journal"
     journal.write_bytes(journal_line(0, "a", kept("a", 0), failure="no answer"))
     html = visitor.look("/edits/begun")
-    assert 'data-live="/edits/begun/summary/live"' in html
+    assert 'data-live="/edits/begun/passages/live?per=10&amp;page=1"' in html
     assert "interrupted" in html
     assert "Failed" in html
     with journal.open("ab") as handle:
         handle.write(journal_line(1, "b", kept("b", 0)))
-    assert "<b>2</b>" in visitor.look("/edits/begun/summary")
+    part = visitor.look("/edits/begun/passages")
+    assert "<b>2</b>" in part
+    assert headings(part) == ["a", "b"]
+    assert headings(visitor.look("/edits/begun/passages?per=1&page=2")) == ["b"]
+    page = visitor.look("/edits/begun?per=1&page=2&text=text&show=kept")
+    live = "/edits/begun/passages/live?text=text&amp;show=kept&amp;per=1&amp;page=2"
+    assert f'data-live="{live}"' in page
     write(folder, [kept("a", 0), kept("b", 0), kept("c", 0)])
     journal.unlink()
-    assert "<b>3</b>" in visitor.look("/edits/begun/summary")
+    assert "<b>3</b>" in visitor.look("/edits/begun/passages")
     assert "The file that the passages came from is not known" in visitor.look("/edits/begun")
 
 

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from aios.app.experts.registry import open_goals, open_store, open_trash, open_versions
-from aios.app.train_expert import train_expert
+from aios.app.experts.training import train_expert
 from aios.core.types import Expert
 from aios.storage.experts import FileExpertStore
 from tests.test_app.scripted_experts import add_expert

@@ -11,6 +11,7 @@ import pytest
 
 from aios.app.jobs.records import Job
 from aios.core.config.loader import load_config
+from tests.test_app.planted_costs import plant_run
 from tests.test_app.test_jobs.job_requests import slot_taken
 from tests.test_web.visitor import Visitor
 
@@ -233,3 +234,53 @@ def test_the_writing_is_timed_when_asked(visitor: Visitor) -> None:
     assert "going by" in panel, html.unescape(panel)
     assert "cannot be timed" in visitor.press(f"/files/{file_id}/time", what="x", back="/files")
     assert visitor.site.jobs.list() == []
+
+
+def timed(visitor: Visitor, file_id: str, what: str) -> str:
+    """What the panel says once something was timed."""
+    assert "being timed" in visitor.press(f"/files/{file_id}/time", what=what)
+    for _ in range(600):
+        panel = visitor.look(f"/files/{file_id}/estimate")
+        if "being timed" not in panel:
+            break
+    return html.unescape(panel)
+
+
+def test_without_an_earlier_run_the_page_says_so_and_offers_to_measure(visitor: Visitor) -> None:
+    _, page = upload(visitor)
+    assert page.count("no earlier run here has measured it") == 2
+    assert page.count('<a href="#how-long">see below</a>') == 4
+    assert "Time the A/B test" in page
+    assert "Time the training" in page
+
+
+def test_time_and_memory_are_told_from_earlier_runs(visitor: Visitor) -> None:
+    plant_run(visitor.site.config, "first")
+    plant_run(visitor.site.config, "second", folder="seal_experiments")
+    broken = plant_run(visitor.site.config, "broken")
+    (broken / "costs.json").write_text(SCRIPT, encoding="utf-8")
+    _, page = upload(visitor)
+    assert page.count("from 2 earlier runs here; 1 damaged record of a run was left out") == 4
+    assert "each seed about" in page
+    assert "memory at the peak: about" in page
+    assert "will not fit" not in page
+    assert "Time the A/B test" not in page
+    assert "Time the writing" in page
+    assert SCRIPT not in page
+
+
+def test_a_training_that_needs_more_memory_than_is_free_is_warned_of(visitor: Visitor) -> None:
+    plant_run(visitor.site.config, peak_memory_bytes=10**14)
+    _, page = upload(visitor)
+    assert "That will not fit." in page
+    assert "Start: Measure whether self-edits help" in page  # memory may be free by then
+
+
+@pytest.mark.parametrize("what", ["ab-test", "train-expert"])
+def test_an_ab_test_and_a_training_are_timed_when_asked(visitor: Visitor, what: str) -> None:
+    file_id, _ = upload(visitor)
+    panel = timed(visitor, file_id, what)
+    assert "going by a timed probe" in panel, panel
+    assert "memory at the peak: at least" in panel
+    assert visitor.site.jobs.list() == []
+    assert not list(visitor.artifacts.glob("*/*/costs.json"))

@@ -209,6 +209,32 @@ def test_pages_hold_nothing_inline(visitor: Visitor) -> None:
         assert not re.search(r"<style|\sstyle=|\son\w+=|<script(?![^>]* src=)", page), path
 
 
+@pytest.mark.parametrize(
+    ("path", "name"),
+    [
+        ("/", "Home"),
+        ("/files", "Home"),
+        ("/experts", "Experts"),
+        ("/experts/-/trash", "Experts"),
+        ("/goals", "Experts"),
+        ("/edits", "Self-edits"),
+        ("/edits/preview", "Self-edits"),
+        ("/cache", "Self-edits"),
+        ("/ab-tests", "A/B tests"),
+        ("/runs", "A/B tests"),
+        ("/runs/compare", "A/B tests"),
+        ("/restem", "ReST-EM"),
+        ("/chat", "Chat"),
+        ("/jobs", "Jobs"),
+        ("/settings", "Settings"),
+        ("/settings/models", "Settings"),
+    ],
+)
+def test_the_menu_marks_where_one_is(visitor: Visitor, path: str, name: str) -> None:
+    menu = visitor.look(path).partition('<nav aria-label="Main">')[2].partition("</nav>")[0]
+    assert re.findall(r'<a href="[^"]*" aria-current="page">(.*?)</a>', menu) == [name]
+
+
 def test_files_beside_the_static_ones_are_not_served(visitor: Visitor) -> None:
     for path in ("/static/../manager.py", "/static/%2e%2e/manager.py", "/static/..%2fmanager.py"):
         assert visitor.client.get(path).status_code == 404

@@ -79,7 +79,7 @@ def test_a_job_whose_process_is_gone_needs_attention(visitor: Visitor) -> None:
 def test_a_missing_model_and_a_full_disk_need_attention(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("aios.app.doctor.shutil.disk_usage", lambda _: _Full())
+    monkeypatch.setattr("aios.app.machine.doctor.shutil.disk_usage", lambda _: _Full())
     visitor = Visitor(tmp_path, "model.name=smollm2-135m-instruct", "model.offline=true")
     try:
         page = visitor.look("/")

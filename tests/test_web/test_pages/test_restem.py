@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 
 from aios.app.jobs.records import Job
+from aios.app.machine.load import MachineLoad
 from aios.app.restem.folders import is_held, request_stop
 from aios.app.restem.job import optimize
 from aios.app.restem.run_results import read_results
@@ -247,7 +248,10 @@ def test_without_a_report_the_page_says_when_there_is_one(visitor: Visitor, fold
     assert "there is no report" in visitor.look("/restem/young/report.html", status=404)
 
 
-def test_machine_and_memory_are_charts(visitor: Visitor, folder: Path) -> None:
+def test_machine_and_memory_are_charts(
+    visitor: Visitor, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("aios.web.pages.restem._LOAD", MachineLoad(every=0.05, linger=0.5))
     path = make_run(folder, "hungry")
     beats = [
         (60.0 * n, Heartbeat("try", n, 0.1, (n + 1) * 2**30, (n + 1) * 2**30)) for n in range(5)

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from aios.app.run_listing import list_runs
-from aios.app.train_expert import train_expert
+from aios.app.experts.training import train_expert
+from aios.app.runs.listing import list_runs
 from aios.storage.runs import RunDirectory
 from tests.test_app.restem_run_files import make_run, report, set_record, untrained
 from tests.test_app.scripted_jobs import make_config

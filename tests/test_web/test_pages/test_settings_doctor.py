@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from aios.app.doctor import Check
-from aios.app.doctor_report import Doctor
+from aios.app.machine.doctor import Check
+from aios.app.machine.doctor_report import Doctor
 from aios.core.config.schemas import Config
 from aios.core.errors import AIOSError, StorageError
 from aios.web.pages import settings_doctor

@@ -16,8 +16,9 @@ from starlette.testclient import TestClient
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from aios.core.errors import StorageError, UsageError
-from aios.web.pages import signing_in
+from aios.web.pages import ended_sessions, live, signing_in
 from aios.web.pages.assembly import create_site
+from aios.web.pages.ended_sessions import EndedSessions
 from aios.web.pages.guarding import (
     SESSION_SECONDS,
     Sessions,
@@ -25,7 +26,7 @@ from aios.web.pages.guarding import (
     right_code,
     right_token,
 )
-from tests.test_web.asking import HEADERS, SECRET, ask, ended, headers_of, pressed
+from tests.test_web.asking import HEADERS, SECRET, ask, ended, headers_of, parts, pressed, texts
 from tests.test_web.visitor import ADDRESS, Visitor
 
 TOKEN = "a-token-that-nobody-guesses"
@@ -153,6 +154,81 @@ def test_signing_out_takes_the_cookie_away(stranger: Visitor) -> None:
     assert "Max-Age=0" in answer.headers["set-cookie"]
     assert stranger.client.get("/settings").status_code == 303
     assert stranger.client.get(answer.headers["location"]).status_code == 200
+
+
+def test_a_cookie_of_before_signing_out_is_refused(stranger: Visitor) -> None:
+    sign_in(stranger)
+    kept, code = cookie_of(stranger), stranger.code()
+    stranger.client.cookies.clear()
+    sign_in(stranger)
+    other = cookie_of(stranger)
+    stranger.client.cookies.clear()
+    assert stranger.client.get("/settings", headers=kept).status_code == 200
+
+    stranger.client.post("/logout", data={"code": code}, headers={"Origin": ADDRESS, **kept})
+    assert stranger.client.get("/settings", headers=kept).headers["location"] == "/login"
+    data = {"code": code, "key": "seed", "value": "7"}
+    sent = {"Origin": ADDRESS, "Accept": "*/*", **kept}
+    assert stranger.client.post("/settings/change", data=data, headers=sent).status_code == 401
+    assert stranger.settings.changed() == {}
+    assert stranger.client.get("/settings", headers=other).status_code == 200  # another browser
+
+
+def test_an_open_stream_ends_when_its_session_does(
+    stranger: Visitor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(live, "LOOK_SECONDS", 0.005)
+    sessions = Sessions.make(SECRET, TOKEN, 80, secure=False)
+    site = create_site(stranger.site, sessions, token=TOKEN)
+    cookie = sessions.begin()
+
+    def enough(sent: list[Message]) -> bool:
+        if parts(sent):
+            sessions.end(sessions.id_of(cookie) or "")
+        return ended(sent)
+
+    headers = {"host": "localhost", "cookie": f"aios_80={cookie}"}
+    sent = asyncio.run(ask(site, "GET", "/jobs-table/live", headers, enough))
+    assert texts(sent)[-1] == 'event: gone\ndata: "You are signed out."\n\n'
+
+
+def test_who_has_signed_out_is_known_after_a_restart(tmp_path: Path) -> None:
+    file = tmp_path / "web" / "signed_out_80.json"
+    file.parent.mkdir()
+
+    def started() -> Sessions:
+        return Sessions.make(SECRET, TOKEN, 80, secure=False, ended=EndedSessions(file))
+
+    sessions = started()
+    ended_one, other = sessions.begin(), sessions.begin()
+    sessions.end(sessions.id_of(ended_one) or "")
+    for again in (sessions, started()):
+        assert again.id_of(ended_one) is None
+        assert again.id_of(other) is not None
+    file.write_text('{"sessions": 7}', encoding="utf-8")
+    with pytest.raises(StorageError, match="who has signed out is not known"):
+        started()
+
+
+def test_ended_sessions_are_bounded_and_none_comes_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ended_sessions, "MOST_ENDED", 3)
+    file = tmp_path / "signed_out.json"
+    kept = EndedSessions(file)
+    now = int(time.time())
+    kept.add("over", now - 1)
+    for number in range(3):
+        kept.add(f"s{number}", now + 100)
+    assert not EndedSessions(file).holds("over")  # its cookie is refused by itself
+    assert kept.holds("s0", now + 50)
+    assert not kept.holds("new", now + 50)
+    kept.add("s3", now + 200)
+    for found in (kept, EndedSessions(file)):
+        assert found.holds("s0", now + 100)  # all that were begun until then
+        assert found.holds("new", now + 200)
+        assert not found.holds("later", now + 201)
+    assert len(file.read_bytes()) < 100
 
 
 def test_signing_out_needs_the_code(stranger: Visitor) -> None:

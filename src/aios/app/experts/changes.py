@@ -77,9 +77,14 @@ def restore_experts(config: Config, entries: Sequence[str]) -> tuple[Expert, ...
 
 
 def describe_expert(
-    config: Config, expert_id: str, *, name: str, description: str, category: str
+    config: Config,
+    expert_id: str,
+    *,
+    name: str | None = None,
+    description: str | None = None,
+    category: str | None = None,
 ) -> Expert:
-    """Changes what people read of an expert.
+    """Changes what people read of an expert; what is None stays as it is.
 
     Args:
         config: The resolved config.
@@ -94,8 +99,13 @@ def describe_expert(
         UsageError: A text is too long, or a name or category is not one line.
         StorageError: The registry is corrupt, locked for long, or cannot be written.
     """
-    texts = {"name": name.strip() or expert_id, "category": category.strip()}
-    texts["description"] = description.replace("\r\n", "\n").strip()
+    texts: dict[str, str] = {}
+    if name is not None:
+        texts["name"] = name.strip() or expert_id
+    if description is not None:
+        texts["description"] = description.replace("\r\n", "\n").strip()
+    if category is not None:
+        texts["category"] = category.strip()
     for key, text in texts.items():
         if len(text) > _MOST_CHARACTERS[key]:
             raise UsageError(
@@ -108,9 +118,9 @@ def describe_expert(
         refuse_frozen(expert, "changed")
         return replace(
             expert,
-            name=texts["name"],
-            description=texts["description"],
-            category=texts["category"],
+            name=texts.get("name", expert.name),
+            description=texts.get("description", expert.description),
+            category=texts.get("category", expert.category),
         )
 
     return open_store(config).update(expert_id, described)

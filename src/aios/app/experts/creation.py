@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
 
+from aios.app.experts.model_card import render_model_card
 from aios.app.experts.registry import open_store
-from aios.app.model_card import render_model_card
 from aios.app.models import show_model
 from aios.core.config.schemas import Config
 from aios.core.errors import AdapterMismatchError, ExpertExistsError, ModelError
@@ -82,6 +82,9 @@ def create_expert(
         category: A word to group experts by.
         goals: What it is for.
         parent: The expert that it is put below.
+
+    Returns:
+        The expert's folder, and what a person should know about it.
 
     Raises:
         ExpertExistsError: The id is taken.

@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from aios.app.experts.export import base_model_of, sound_adapter
+from aios.app.experts.model_card import render_model_card
 from aios.app.experts.registry import open_store
-from aios.app.model_card import render_model_card
 from aios.core.config.schemas import Config
 from aios.core.files import encode_json
 from aios.storage.expert_intake import CONFIG_NAME, WEIGHTS_NAME, plain_config, weights_of

@@ -19,8 +19,8 @@ from typing import Literal
 
 import yaml
 
+from aios.app.experts.model_card import render_model_card
 from aios.app.experts.registry import open_store
-from aios.app.model_card import render_model_card
 from aios.app.models import ModelInfo, show_model
 from aios.backends.lora_to_gguf import convert, find_converter
 from aios.core.config.schemas import Config
@@ -85,6 +85,9 @@ def export_expert(
         converter: llama.cpp's ``convert_lora_to_gguf.py``, or llama.cpp's folder.
         timeout_seconds: Time for the conversion.
         emit: Shows what is done.
+
+    Returns:
+        What was written and where.
 
     Raises:
         UnknownExpertError: There is no such expert.

@@ -14,10 +14,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from aios.app.edit_journal import file_digest
-from aios.app.expert_publishing import with_recorded_settings
+from aios.app.edits.generation_plan import ignore_reject, read_input
+from aios.app.edits.journal import file_digest
+from aios.app.experts.publishing import with_recorded_settings
 from aios.app.experts.registry import open_store, read_documents, require_dataset
-from aios.app.generation_plan import ignore_reject, read_input
 from aios.core.config.schemas import Config
 from aios.core.data.near_duplicates import jaccard
 from aios.core.errors import AdapterMismatchError, StorageError, UsageError

@@ -23,9 +23,9 @@ from aios.app.experts.forget_plan import (
     versions_that_hold,
 )
 from aios.app.experts.registry import open_store
+from aios.app.experts.training import ExpertReport, train_expert
 from aios.app.generators import writing_model
 from aios.app.models import load_model
-from aios.app.train_expert import ExpertReport, train_expert
 from aios.core.config.schemas import Config
 from aios.core.errors import AIOSError
 from aios.core.protocols import Emit, LanguageModel, ShouldStop, ignore, never
@@ -90,6 +90,9 @@ def forget(
         emit: Shows events.
         should_stop: Asked at every step.
         model: The base model; loaded by default.
+
+    Returns:
+        What was done, and where else the passage still is.
 
     Raises:
         UsageError: As `forget_plan.plan_retraining`; nothing was done.

@@ -17,10 +17,10 @@ from typing import Any
 
 from markupsafe import Markup
 
-from aios.app.expert_publishing import EXAMPLES_FILE
+from aios.app.charts.svg import Series, line_chart
+from aios.app.experts.publishing import EXAMPLES_FILE
 from aios.app.experts.registry import read_documents
 from aios.app.kept import KeptByStamp
-from aios.app.svg import Series, line_chart
 from aios.core.errors import NonFiniteError, UsageError
 from aios.core.evaluation.statistics import Interval, difference_interval
 from aios.core.experts.provenance import DOCUMENTS_FILE, Document, Documents

@@ -75,6 +75,13 @@ def open_trash(config: Config) -> ExpertTrash:
 def list_experts(config: Config, wanted: ExpertFilter | None = None) -> tuple[Expert, ...]:
     """The experts, or those that are asked for; a goal may be given by its id.
 
+    Args:
+        config: The resolved config.
+        wanted: Which are asked for; all by default.
+
+    Returns:
+        Their entries in the registry, by id.
+
     Raises:
         StorageError: The registry or the goals are corrupt.
     """

@@ -19,7 +19,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from types import FrameType
 
-from aios.app.own_program import command_of
+from aios.app.jobs.own_program import command_of
 from aios.core.files import atomic_write_json
 
 LOCK, SLOT = ".lock", ".slot"

@@ -57,12 +57,13 @@ class Job:
         id: Its id, the folder's name.
         path: Its folder.
         request: What it was asked.
-        state: ``waiting`` for other jobs to end; ``killed``: its process is gone and has not
-            said how it ended. Only waiting, running and stopping jobs have a process.
+        state: ``waiting`` for other jobs to end; ``killed``: its process is gone, has not said how
+            it ended, and its command has left nothing that tells of a good end. Only waiting,
+            running and stopping jobs have a process.
         created: When it was asked for.
         started: When its command began last; None while it waits.
-        ended: When it ended; None while it goes on, or where it was killed.
-        exit_code: Of the command; None while it goes on, or where it was killed.
+        ended: When it ended; None while it goes on, or where its process was killed.
+        exit_code: Of the command; None while it goes on, or where its process was killed.
         attempts: How often it was started, 1 or more.
     """
 

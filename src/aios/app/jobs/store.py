@@ -23,8 +23,9 @@ from pathlib import Path
 from typing import Any
 
 from aios.app.jobs.child import ENDED, INTERRUPTED, LOCK, LOG, STARTED, STOP
+from aios.app.jobs.finished import has_finished
+from aios.app.jobs.own_program import command_of
 from aios.app.jobs.records import Job, JobRequest, JobState, Kind, from_document, to_document
-from aios.app.own_program import command_of
 from aios.core.config.loader import dump, without_settings
 from aios.core.config.schemas import Config
 from aios.core.errors import AIOSError, StorageError, UsageError
@@ -271,7 +272,7 @@ class JobStore:
             id=job_id,
             path=path,
             request=request,
-            state=_state(path, held=held, started=started is not None, code=code),
+            state=_state(path, request, held=held, started=started, code=code),
             created=created,
             started=started,
             ended=_time(end.get("ended")),
@@ -286,14 +287,22 @@ def _reap() -> None:
         _children[:] = [child for child in _children if child.poll() is None]
 
 
-def _state(path: Path, *, held: bool, started: bool, code: Any) -> JobState:
+def _state(
+    path: Path, request: JobRequest, *, held: bool, started: datetime | None, code: Any
+) -> JobState:
     if isinstance(code, int):
-        return "done" if code == 0 else "stopped" if code == INTERRUPTED else "failed"
+        if code == 0:
+            return "done"
+        # Python itself, asked to stop before the command listens, ends with another status.
+        asked = code == INTERRUPTED or (path / STOP).exists()
+        return "stopped" if asked else "failed"
     if not held:
+        if started is not None and has_finished(request, started):
+            return "done"
         return "stopped" if (path / STOP).exists() else "killed"
     if (path / STOP).exists():
         return "stopping"
-    return "running" if started else "waiting"
+    return "waiting" if started is None else "running"
 
 
 def _held(path: Path) -> bool:

@@ -12,11 +12,11 @@ from statistics import fmean
 
 from markupsafe import Markup
 
-from aios.app.report_page import NO_BREAK, percent, seconds_words
-from aios.app.restem.comparison import Unit, generator_name, mean_interval
-from aios.app.svg import Series, line_chart
-from aios.app.svg_histogram import HistogramRow, histogram_rows
-from aios.app.svg_rounds import BarRow, StripColumn, StripPoint, paired_strips, stacked_bars
+from aios.app.charts.histogram import HistogramRow, histogram_rows
+from aios.app.charts.report_page import NO_BREAK, percent, seconds_words
+from aios.app.charts.rounds import BarRow, StripColumn, StripPoint, paired_strips, stacked_bars
+from aios.app.charts.svg import Series, line_chart
+from aios.app.restem.generator_gain import Unit, generator_name, mean_interval
 from aios.core.restem import Diversity, HeldOut, ReSTEMState, RoundReport, TriedPassage
 
 Candidates = Mapping[int, Sequence[TriedPassage]]

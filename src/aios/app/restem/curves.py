@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 from markupsafe import Markup
 
-from aios.app.svg_canvas import Axis, Canvas, padded
+from aios.app.charts.canvas import Axis, Canvas, padded
 
 _WIDTH, _HEIGHT = 260, 84
 _SIDE = 44  # for a number

@@ -14,8 +14,8 @@ from dataclasses import dataclass, replace
 from markupsafe import Markup
 
 from aios.app.restem.charts import Candidates
-from aios.app.restem.comparison import Unit
 from aios.app.restem.curves import training_curve
+from aios.app.restem.generator_gain import Unit
 from aios.core.restem import Tried, TriedPassage
 from aios.core.types import Failure, Passage
 

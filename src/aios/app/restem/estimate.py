@@ -125,10 +125,8 @@ def estimate_restem(
     _check(dataset, passages, tokens_per_passage, budget_hours, budget_money, price_per_hour)
     card = find_gpu(gpu) if gpu is not None else None
     shape = None if card is None else _shape(config, model_parameters)
-    if card is not None or not probe:
-        model = None
-    elif model is None:
-        model = load_model(config, emit=emit)
+    timed = probe and card is None
+    model = (model or load_model(config, emit=emit)) if timed else None
     recipe = resolve_recipe(config, config.model.name)
     count = model.count_tokens if model is not None else approximate_tokens
     if dataset is None:
@@ -137,15 +135,15 @@ def estimate_restem(
         data = count_dataset(config, dataset, count)
     work = workload_of(config, recipe, data, expert=expert)
     notes = [*data.assumptions, *_settings_notes(config)]
-    if model is None and dataset is not None:
-        notes.append(f"{CHARACTERS_PER_TOKEN} characters a token")
+
     measured = None if model is None else probe_machine(config, model, data.chosen, emit)
     if measured is not None and dataset is not None:
         work = with_lengths(config, work, recipe, measured, expert=expert)
     else:
-        notes += length_notes(work)
+        notes += _length_notes(work, characters=model is None and dataset is not None)
     if shape is not None:
         notes += _gpu_notes(config, shape)
+
     known, memory = _speed_and_memory(config, recipe, measured, card, shape)
     throughput = known or throughput
     found = None
@@ -255,8 +253,8 @@ def _memory_here(config: Config, recipe: ResolvedRecipe) -> Memory | None:
     shape = _own_shape(info.path, info.parameters or 0)
     if shape is None or not info.parameters:
         return None
-    from aios.backends.bank_memory import free_memory
     from aios.backends.devices import choose_device, choose_dtype
+    from aios.backends.trials.bank_memory import free_memory
 
     device = choose_device(config.model.device)
     number = choose_dtype(config.model.dtype, device).itemsize
@@ -323,6 +321,12 @@ def _settings_notes(config: Config) -> list[str]:
     if config.restem.keep == "threshold":
         notes.append("how many self-edits pass the threshold: from those by chance to the most")
     return notes
+
+
+def _length_notes(work: Workload, *, characters: bool) -> list[str]:
+    """What is assumed of lengths; with `characters`, passages were not counted in tokens."""
+    counted = [f"{CHARACTERS_PER_TOKEN} characters a token"] if characters else []
+    return [*counted, *length_notes(work)]
 
 
 def _gpu_notes(config: Config, shape: ModelShape) -> list[str]:

@@ -16,13 +16,15 @@ import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from aios.core.config.schemas import Config
 from aios.core.data.rejects import one_line
 from aios.core.errors import AIOSError, UsageError
 from aios.core.files import atomic_write_text, guarded, valid_id
 from aios.storage.runs import read_run_info
+
+if TYPE_CHECKING:  # what lists runs for a shell's completion does not wait for the models
+    from aios.core.config.schemas import Config
 
 KIND = "restem"
 STOP_FILE = "stop"

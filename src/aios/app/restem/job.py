@@ -24,10 +24,10 @@ from aios.app.composition import (
     started_run,
     watched,
 )
-from aios.app.generation_plan import check_input
+from aios.app.edits.generation_plan import check_input
 from aios.app.models import load_model, load_trainer
 from aios.app.restem.folders import KIND, clear_stop, stop_requested
-from aios.app.restem.forecast import estimate_beside_actual, foretell
+from aios.app.restem.kept_estimate import estimate_beside_actual, foretell
 from aios.app.restem.kept_plan import keep_plan, plan_of
 from aios.app.restem.passages import RestemData, facts_of, read_data, tell_left_out
 from aios.app.restem.results import publish_best, write_results

@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from aios.app.composition import Run
-from aios.app.generation_plan import read_input
+from aios.app.edits.generation_plan import read_input
 from aios.app.restem.rounds import RunFacts
 from aios.core.config.schemas import Config
 from aios.core.data.rejects import Reject

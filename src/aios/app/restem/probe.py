@@ -33,8 +33,9 @@ from aios.core.seal.strategy_mix import format_mix
 from aios.core.seal.test_time_training import own_bench
 from aios.core.seeds import derive
 from aios.core.training.examples import edit_examples, passage_examples
+from aios.core.trainings import TrainingJob
 from aios.core.trials import TrialJob, TrialMetrics
-from aios.core.types import Passage, TrainExample, TrainingJob
+from aios.core.types import Passage, TrainExample
 
 PROBED = 4  # passages
 _REPEATS = 3  # of each timing; from fewer an interval says nothing
@@ -111,26 +112,39 @@ def _generator(config: Config, model: LanguageModel, recipe: ResolvedRecipe) -> 
     return build_generator(config, model, recipe, cache=None)
 
 
+def time_writing(
+    generator: SelfEditGenerator, passages: Sequence[Passage]
+) -> list[tuple[Written, float]]:
+    """What is written of passages, with the seconds of each.
+
+    Several are in flight at once, so their times are scaled to add up to the wall time.
+    """
+    began = time.perf_counter()
+    written = list(generator.stream(passages))
+    wall = time.perf_counter() - began
+    together = sum(one.edits.seconds for one in written)
+    return [
+        (one, one.edits.seconds * wall / together if together else wall / len(written))
+        for one in written
+    ]
+
+
 def _time_writing(
     generator: SelfEditGenerator, passages: Sequence[Passage]
 ) -> tuple[list[Written], Span, Span]:
     """What was written, tokens a second, and tokens of a self-edit."""
-    began = time.perf_counter()
-    written = list(generator.stream(passages))
-    wall = time.perf_counter() - began
-    done = [one.edits for one in written if one.edits.tokens]
+    timed = time_writing(generator, passages)
+    written = [one for one, _ in timed]
+    done = [(one.edits, seconds) for one, seconds in timed if one.edits.tokens]
     if not done:
         reason = next((w.edits.failure.error for w in written if w.edits.failure), "no tokens")
         raise BackendError(
             f"nothing was written for {len(passages)} passages: {reason}",
             "see what is written by: aios seal preview",
         )
-    # Several are in flight at once, so their times are scaled to add up to the wall time.
-    together = sum(edits.seconds for edits in done)
-    seconds = [edits.seconds * wall / together if together else wall / len(done) for edits in done]
-    pieces = [(edits.tokens, took) for edits, took in zip(done, seconds, strict=True)]
-    lengths = [edits.tokens / max(1, edits.generated) for edits in done]
-    return written, _rate(pieces), Span.of_mean(lengths)
+    speed = _rate([(edits.tokens, seconds) for edits, seconds in done])
+    lengths = [edits.tokens / max(1, edits.generated) for edits, _ in done]
+    return written, speed, Span.of_mean(lengths)
 
 
 def _time_trials(

@@ -11,12 +11,11 @@ from __future__ import annotations
 
 import stat
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields, is_dataclass
-from functools import cache
+from dataclasses import dataclass, field
 from pathlib import Path
-from types import UnionType
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Any
 
+from aios.app.runs.checked_values import fits
 from aios.core.data.rejects import Reject
 from aios.core.data.structured_records import jsonl_values
 from aios.core.errors import StorageError, UsageError
@@ -30,7 +29,6 @@ HELD_OUT_FILE = "held_out.jsonl"
 
 MAX_ROUNDS = 1000
 MAX_BYTES = 512 * 2**20  # of all files of candidates of a run
-LARGEST = 1e15  # numbers beyond it are none of ours
 
 _MOVE = "Restore it from a copy, or start a new run."
 
@@ -197,55 +195,3 @@ def _passage(record: Mapping[str, Any]) -> TriedPassage | None:
     except (AttributeError, KeyError, TypeError, ValueError):
         return None
     return passage if fits(passage, TriedPassage) else None
-
-
-# ------------------------------------------------------------ types
-
-
-@cache
-def _hints(kind: type[Any]) -> Mapping[str, Any]:
-    return get_type_hints(kind)
-
-
-@cache
-def _parts(hint: Any) -> tuple[Any, tuple[Any, ...]]:
-    return get_origin(hint), get_args(hint)
-
-
-def is_number(value: object) -> bool:
-    """Whether a value is a number of a size that can be shown; NaN and truth values are none."""
-    return not isinstance(value, bool) and isinstance(value, int | float) and abs(value) <= LARGEST
-
-
-def fits(value: object, hint: Any) -> bool:
-    """Whether a value is of the type that an annotation says, all through.
-
-    Knows what the records of `aios.core.restem` are made of: dataclasses, ``tuple[X, ...]``,
-    ``Mapping[str, X]``, unions, literals, texts, truth values and numbers (`is_number`).
-
-    Raises:
-        TypeError: The annotation is of another kind.
-    """
-    if hint is float:
-        return is_number(value)
-    if hint is int:
-        return type(value) is int and abs(value) < 2**64  # seeds are large
-    if hint in (str, bool, type(None)):
-        return isinstance(value, hint)
-    origin, inner = _parts(hint)
-    if origin in (Union, UnionType):
-        return any(fits(value, one) for one in inner)
-    if origin is Literal:
-        return any(type(value) is type(one) and value == one for one in inner)
-    if origin is tuple and inner[1:] == (...,):
-        return isinstance(value, tuple) and all(fits(item, inner[0]) for item in value)
-    if isinstance(origin, type) and issubclass(origin, Mapping):
-        return isinstance(value, Mapping) and all(
-            isinstance(key, str) and fits(item, inner[1]) for key, item in value.items()
-        )
-    if isinstance(hint, type) and is_dataclass(hint):
-        hints = _hints(hint)
-        return isinstance(value, hint) and all(
-            fits(getattr(value, one.name), hints[one.name]) for one in fields(hint)
-        )
-    raise TypeError(f"cannot check values of {hint!r}")

@@ -5,7 +5,7 @@ Takes the state of the run, the candidates of its rounds and the set-up; gives t
 was stopped, that rewarded nothing or that held no passages out has a page too: what is not known
 is said, not drawn.
 
-The page is made as that of an A/B experiment is (`aios.app.report_page`).
+The page is made as that of an A/B experiment is (`aios.app.charts.report_page`).
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from aios.app import svg
-from aios.app.report_page import (
+from aios.app.charts import svg
+from aios.app.charts.report_page import (
     check_log_link,
     environment,
     interval_words,
@@ -25,7 +25,8 @@ from aios.app.report_page import (
 )
 from aios.app.restem import charts as restem_charts
 from aios.app.restem.charts import STAGES, Candidates
-from aios.app.restem.comparison import (
+from aios.app.restem.edits import LISTED_FAILURES, edits_by_round, failure_groups
+from aios.app.restem.generator_gain import (
     Gain,
     Unit,
     gains,
@@ -36,7 +37,6 @@ from aios.app.restem.comparison import (
     unit_of,
     verdict_sentence,
 )
-from aios.app.restem.edits import LISTED_FAILURES, edits_by_round, failure_groups
 from aios.app.restem.tables import share, tables
 from aios.core.restem import ReSTEMState, TriedPassage
 from aios.core.types import Passage

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from aios import __version__
 from aios.app.composition import Run, build_prompts
-from aios.app.edit_journal import JournalledEdits, generation_fingerprint
+from aios.app.edits.journal import JournalledEdits, generation_fingerprint
 from aios.app.restem.records import read_state
 from aios.core.config.schemas import Config
 from aios.core.files import atomic_write_bytes, confined, encode_json, guarded

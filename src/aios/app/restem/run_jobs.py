@@ -13,17 +13,17 @@ from pathlib import Path
 from typing import TypeAlias
 
 from aios.app.composition import recipe_named
-from aios.app.data_preview import DataPreview
-from aios.app.job_starts import work_of
+from aios.app.data.preview import DataPreview
 from aios.app.jobs.commands import require_readable, restem_job
 from aios.app.jobs.records import Job, JobState
+from aios.app.jobs.starts import work_of
 from aios.app.jobs.store import JobStore
 from aios.app.page_settings import PageSettings
 from aios.app.restem.folders import is_held, request_stop, restem_info
 from aios.app.restem.records import read_state
 from aios.app.restem.run_rows import run_state
-from aios.app.restem.runs import State
 from aios.app.restem.settings import arms_of
+from aios.app.restem.status import State
 from aios.core.config.loader import load_config
 from aios.core.errors import DataError, UsageError
 from aios.core.files import confined, require_id

@@ -14,8 +14,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from aios.app.generation_plan import ignore_reject
-from aios.app.restem.forecast import ESTIMATE_FILE, kept_estimate
+from aios.app.edits.generation_plan import ignore_reject
+from aios.app.restem.kept_estimate import ESTIMATE_FILE, kept_estimate
 from aios.app.restem.records import (
     CANDIDATES_FILE,
     HELD_OUT_FILE,

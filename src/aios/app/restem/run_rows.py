@@ -13,11 +13,11 @@ from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
-from aios.app.restem.comparison import Gain, Unit, gains, main_gain, unit_of
 from aios.app.restem.folders import held_since, restem_info, stop_requested
+from aios.app.restem.generator_gain import Gain, Unit, gains, main_gain, unit_of
 from aios.app.restem.records import STATE_FILE, read_state
 from aios.app.restem.run_results import PLAN_FILE, read_plan
-from aios.app.restem.runs import EVENTS_FILE, State, state_of
+from aios.app.restem.status import EVENTS_FILE, State, state_of
 from aios.core.files import guarded
 
 _TAIL_BYTES = 65_536

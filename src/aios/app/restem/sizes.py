@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean
 
-from aios.app.generation_plan import ignore_reject
+from aios.app.edits.generation_plan import ignore_reject
 from aios.app.restem.probe import PROBED, Measured, question_tokens
 from aios.app.restem.settings import arms_of
 from aios.core.config.recipes import ResolvedRecipe

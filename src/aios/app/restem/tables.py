@@ -11,9 +11,9 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from aios.app.report_page import NO_BREAK, Cell, Table, interval_words, seconds_words
+from aios.app.charts.report_page import NO_BREAK, Cell, Table, interval_words, seconds_words
 from aios.app.restem.charts import STAGES, Candidates, better, stage_names
-from aios.app.restem.comparison import (
+from aios.app.restem.generator_gain import (
     ACCURACY,
     Gain,
     Unit,

@@ -3,7 +3,7 @@
 Takes two finished runs; gives a `RunComparison`. Compared are the generators of each round, and
 the best of each run, on the held-out passages that both runs have: by how much training on a
 generator's self-edits improves on the baseline. A difference is second − first, its interval that
-of a paired bootstrap over passages, as in a run's own report (`aios.app.restem.comparison`).
+of a paired bootstrap over passages, as in a run's own report (`aios.app.restem.generator_gain`).
 
 Runs on different models, with another reward or another baseline measure different things, and
 runs without a held-out passage in common cannot be paired: these have no differences.
@@ -19,8 +19,9 @@ from typing import Any
 
 from markupsafe import Markup
 
-from aios.app.report_page import interval_words, tone_of
-from aios.app.restem.comparison import (
+from aios.app.charts.report_page import interval_words, tone_of
+from aios.app.charts.svg import Series, line_chart
+from aios.app.restem.generator_gain import (
     ACCURACY,
     METRICS,
     Gain,
@@ -33,9 +34,8 @@ from aios.app.restem.comparison import (
 from aios.app.restem.records import read_state
 from aios.app.restem.report import FEW_PASSAGES
 from aios.app.restem.tables import share
-from aios.app.run_beside import NAMES, NO_VALUE, Block, Row, RunComparison
-from aios.app.run_listing import RunEntry
-from aios.app.svg import Series, line_chart
+from aios.app.runs.beside import NAMES, NO_VALUE, Block, Row, RunComparison
+from aios.app.runs.listing import RunEntry
 from aios.core.errors import StorageError
 from aios.core.files import read_json
 from aios.core.restem import HeldOut, ReSTEMState, RoundReport

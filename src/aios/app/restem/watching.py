@@ -23,7 +23,7 @@ from aios.app.restem.run_results import (
     results_stamp,
 )
 from aios.app.restem.run_rows import RunFacts, read_facts, row_stamp
-from aios.app.restem.runs import RunFollower, RunStatus
+from aios.app.restem.status import RunFollower, RunStatus
 
 _FOLLOWED, _RESULTS, _FACTS = 16, 8, 1024
 _SETTLED_SECONDS = 10.0  # a folder changed longer ago than this has no run in the making

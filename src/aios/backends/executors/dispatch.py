@@ -18,7 +18,7 @@ from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
 
-from aios.backends.trial_queue import TrialQueue
+from aios.backends.trials.queue import TrialQueue
 from aios.core.trials import TrialJob, TrialOutcome
 from aios.core.types import Failure
 

@@ -18,7 +18,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from multiprocessing import connection, get_context
@@ -36,10 +36,7 @@ from aios.backends.executors.worker import (
     pack_factory,
     serve,
 )
-from aios.core.data.probes import Probe
 from aios.core.errors import BackendError
-from aios.core.protocols import Emit, ShouldStop, ignore, never
-from aios.core.trials import Answered, TrialJob, TrialOutcome
 
 if TYPE_CHECKING:
     from multiprocessing.connection import Connection
@@ -48,7 +45,7 @@ _GRACE_SECONDS = 5.0  # a worker without a parent may take so long to end by its
 _END_SECONDS = 2.0  # and one that is told to end, before it is killed
 
 
-class ProcessExecutor:
+class ProcessExecutor(WorkerPool):
     """An `Executor` over worker processes.
 
     Args:
@@ -71,37 +68,13 @@ class ProcessExecutor:
         max_restarts: int = MAX_RESTARTS,
     ) -> None:
         specs = [WorkerSpec()] * workers if isinstance(workers, int) else workers
-        self._transport = ProcessTransport(pack_factory(factory), environments(specs))
-        self._pool = WorkerPool(
-            self._transport, workers=len(specs), bank=bank, max_restarts=max_restarts
-        )
-
-    def run(
-        self, jobs: Iterable[TrialJob], *, emit: Emit = ignore, should_stop: ShouldStop = never
-    ) -> Iterator[TrialOutcome]:
-        """Trains and examines; see `pool.WorkerPool.run`."""
-        return self._pool.run(jobs, emit=emit, should_stop=should_stop)
-
-    def baseline(
-        self,
-        questions: Sequence[Probe],
-        *,
-        write_answers: bool = False,
-        max_answer_tokens: int = 16,
-    ) -> list[Answered]:
-        """What the base makes of the questions; see `pool.WorkerPool.baseline`."""
-        return self._pool.baseline(
-            questions, write_answers=write_answers, max_answer_tokens=max_answer_tokens
-        )
-
-    def close(self) -> None:
-        """Ends the workers; nothing can be run any more."""
-        self._pool.close()
+        self._processes = ProcessTransport(pack_factory(factory), environments(specs))
+        super().__init__(self._processes, workers=len(specs), bank=bank, max_restarts=max_restarts)
 
     @property
     def process_ids(self) -> tuple[int, ...]:
         """Process ids of the workers that run."""
-        return self._transport.process_ids
+        return self._processes.process_ids
 
 
 @dataclass(frozen=True, slots=True)

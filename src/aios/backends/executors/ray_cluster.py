@@ -18,7 +18,7 @@ import math
 import os
 import signal
 import threading
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from queue import SimpleQueue
@@ -35,15 +35,12 @@ from aios.backends.executors.worker import (
     pack_factory,
     serve,
 )
-from aios.core.data.probes import Probe
 from aios.core.errors import UsageError
-from aios.core.protocols import Emit, ShouldStop, ignore, never
-from aios.core.trials import Answered, TrialJob, TrialOutcome
 
 _USAGE_STATISTICS = "RAY_USAGE_STATS_ENABLED"
 
 
-class RayExecutor:
+class RayExecutor(WorkerPool):
     """An `Executor` over Ray actors.
 
     Args:
@@ -72,29 +69,7 @@ class RayExecutor:
     ) -> None:
         needs = Needs(workers, num_cpus, num_gpus_per_worker)
         transport = RayTransport(pack_factory(factory), needs, address)
-        self._pool = WorkerPool(transport, workers=workers, bank=bank, max_restarts=max_restarts)
-
-    def run(
-        self, jobs: Iterable[TrialJob], *, emit: Emit = ignore, should_stop: ShouldStop = never
-    ) -> Iterator[TrialOutcome]:
-        """Trains and examines; see `pool.WorkerPool.run`."""
-        return self._pool.run(jobs, emit=emit, should_stop=should_stop)
-
-    def baseline(
-        self,
-        questions: Sequence[Probe],
-        *,
-        write_answers: bool = False,
-        max_answer_tokens: int = 16,
-    ) -> list[Answered]:
-        """What the base makes of the questions; see `pool.WorkerPool.baseline`."""
-        return self._pool.baseline(
-            questions, write_answers=write_answers, max_answer_tokens=max_answer_tokens
-        )
-
-    def close(self) -> None:
-        """Ends the actors, and the local Ray instance; nothing can be run any more."""
-        self._pool.close()
+        super().__init__(transport, workers=workers, bank=bank, max_restarts=max_restarts)
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,13 +9,14 @@ from typing import TYPE_CHECKING
 import click
 
 from aios.cli.commands.seal import loaded_model_option
+from aios.cli.completing import EXPERTS, completes
 from aios.cli.options import Command, Common, common_options, config_option, load
 from aios.core.errors import RunInterrupted, StorageError, UsageError
 from aios.core.seeds import derive
 
 if TYPE_CHECKING:
-    from aios.app.answering import Answering
-    from aios.app.assistant import Assistant
+    from aios.app.chat.answering import Answering
+    from aios.app.chat.assistant import Assistant
     from aios.cli.chat_loop import Notes
     from aios.cli.chat_terminal import Lines, Screen
     from aios.core.config.schemas import Config
@@ -41,6 +42,7 @@ _MOST_BYTES = 16 * 2**20  # of a message on stdin
     "expert",
     default="auto",
     metavar="ID",
+    shell_complete=completes(EXPERTS, also=("auto", "base")),
     help="Who answers: an expert's id (see `aios experts list`), base for the base model alone, or"
     " auto for the experts that fit each message. Default: auto.",
 )
@@ -113,7 +115,7 @@ def _read_stdin() -> str:
 
 def _open(common: Common, config: Config, notes: Notes) -> Assistant:
     """The assistant; what happens while it is opened is shown, and noted from then on."""
-    from aios.app.assistant import open_assistant
+    from aios.app.chat.assistant import open_assistant
     from aios.cli.progress import show_progress
 
     with show_progress(quiet=common.quiet) as display:
@@ -124,7 +126,7 @@ def _open(common: Common, config: Config, notes: Notes) -> Assistant:
 
 
 def _answer_once(common: Common, config: Config, message: str, expert: str, session: str) -> None:
-    from aios.app.conversation import Conversation
+    from aios.app.chat.conversation import Conversation
     from aios.cli.chat_loop import Notes, show_answer
     from aios.cli.chat_terminal import Screen
     from aios.cli.rendering import write_json
@@ -154,7 +156,7 @@ def _unseen(text: str) -> None:
 
 
 def _talk(common: Common, config: Config, expert: str, session: str | None) -> None:
-    from aios.app.conversation import Conversation
+    from aios.app.chat.conversation import Conversation
     from aios.cli.chat_loop import ChatLoop, Notes
     from aios.cli.chat_terminal import Lines, Screen, history_file
 

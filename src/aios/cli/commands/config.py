@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from aios.cli.completing import SECTIONS, SETTINGS, completes
 from aios.cli.lazy import Entry, LazyGroup
 from aios.cli.options import Command, Common, common_options, load, user_config_file
 
@@ -41,7 +42,7 @@ def config() -> None:
         "aios config show training.rank",
     ),
 )
-@click.argument("key", required=False)
+@click.argument("key", required=False, shell_complete=completes(SECTIONS, SETTINGS))
 @common_options
 def show(common: Common, key: str | None) -> None:
     """Print the settings in force as YAML, each with its source. With KEY: that part alone.
@@ -78,7 +79,7 @@ def show(common: Common, key: str | None) -> None:
     short_help="Say what a setting is and what it takes.",
     examples=("aios config explain seal.strategy",),
 )
-@click.argument("key")
+@click.argument("key", shell_complete=completes(SECTIONS, SETTINGS))
 @common_options
 def explain(common: Common, key: str) -> None:
     """Say what a setting is, what it takes, its value, and where value and default come from."""

@@ -7,10 +7,9 @@ from typing import TYPE_CHECKING
 import click
 
 from aios.cli.options import Command, Common, common_options, load
-from aios.core.errors import ConfigError
 
 if TYPE_CHECKING:
-    from aios.app.doctor import Check
+    from aios.app.machine.doctor import Check
 
 
 @click.command(
@@ -27,9 +26,10 @@ def doctor(common: Common) -> None:
     what to do about each thing that is not well. Exits with 1 if something that is needed fails;
     what is merely missing or could be better is listed and no failure.
     """
+    from aios.app.machine.doctor import examine
     from aios.cli.rendering import write_json, write_line
 
-    checks, config_error = _checks(common)
+    checks, config_error = examine(lambda: load(common).config)
     failed = [check.name for check in checks if check.status == "error"]
     if common.json_output:
         write_json({"ok": not failed, "checks": checks})
@@ -39,20 +39,6 @@ def doctor(common: Common) -> None:
         write_line(f"failed: {', '.join(failed)}" if failed else "ready")
     if failed:
         click.get_current_context().exit(2 if config_error else 1)
-
-
-def _checks(common: Common) -> tuple[list[Check], ConfigError | None]:
-    """All checks; where the config is wrong, that is a failed check and the rest use defaults."""
-    from aios.app.doctor import Check, run_doctor
-
-    try:
-        return list(run_doctor(load(common).config)), None
-    except ConfigError as error:
-        from aios.core.config.schemas import Config
-
-        broken = Check("config", "error", error.message, error.remedy)
-        others = [check for check in run_doctor(Config()) if check.name != "config"]
-        return [broken, *others], error
 
 
 def _show(checks: list[Check]) -> None:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from aios.cli.completing import EXPERTS, GOALS, completes
 from aios.cli.lazy import Entry, LazyGroup
 from aios.cli.options import Command, Common, common_options, load
 
@@ -25,6 +26,7 @@ ENTRIES = {
     "create": Entry(f"{_LIFE}:create", "Make an expert of an adapter in PEFT layout."),
     "delete": Entry(f"{_LIFE}:delete", "Move an expert to the trash."),
     "restore": Entry(f"{_LIFE}:restore", "Bring a deleted expert back."),
+    "edit": Entry(f"{_LIFE}:edit", "Change an expert's name, description or category."),
     "activate": Entry(f"{_HERE}:activate", "Let an expert answer messages."),
     "deactivate": Entry(f"{_HERE}:deactivate", "Let an expert answer no messages."),
     "freeze": Entry(f"{_HERE}:freeze", "Protect an expert from changes."),
@@ -41,7 +43,7 @@ ENTRIES = {
 }
 _DOCUMENTS_SHOWN = 10
 
-expert_argument = click.argument("expert_id", metavar="ID")
+expert_argument = click.argument("expert_id", metavar="ID", shell_complete=completes(EXPERTS))
 
 
 @click.group("experts", cls=LazyGroup, entries=ENTRIES)
@@ -69,9 +71,19 @@ def experts() -> None:
     help="Only those that answer messages, or do not.",
 )
 @click.option("--category", metavar="WORD", help="Only those of this category.")
-@click.option("--goal", metavar="GOAL", help="Only those that serve this goal, by id or text.")
+@click.option(
+    "--goal",
+    metavar="GOAL",
+    shell_complete=completes(GOALS),
+    help="Only those that serve this goal, by id or text.",
+)
 @click.option("--base-model", metavar="NAME", help="Only those of this base model.")
-@click.option("--parent", metavar="ID", help="Only those right below this expert in the tree.")
+@click.option(
+    "--parent",
+    metavar="ID",
+    shell_complete=completes(EXPERTS),
+    help="Only those right below this expert in the tree.",
+)
 @click.option("--trash", is_flag=True, help="List the deleted experts, which can be restored.")
 @common_options
 def list_experts(
@@ -210,7 +222,7 @@ def unfreeze(common: Common, expert_id: str) -> None:
     examples=("aios experts set-parent harbours places",),
 )
 @expert_argument
-@click.argument("parent_id", metavar="PARENT")
+@click.argument("parent_id", metavar="PARENT", shell_complete=completes(EXPERTS))
 @common_options
 def set_parent(common: Common, expert_id: str, parent_id: str) -> None:
     """Put an expert below another in the tree; the parent lists it as a child."""

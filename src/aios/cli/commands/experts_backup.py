@@ -23,7 +23,7 @@ def backup(common: Common, target: Path) -> None:
     The copy is a whole SQLite database, made while others may go on writing; an earlier copy at
     TARGET is replaced.
     """
-    from aios.app.routing import backup_activity
+    from aios.app.chat.routing import backup_activity
     from aios.cli.rendering import write_json, write_line
 
     config = load(common).config

@@ -1,4 +1,4 @@
-"""``aios experts create|delete|restore|export``: where experts come from and go to."""
+"""``aios experts create|edit|delete|restore|export``: where experts come from and go to."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from aios.cli.commands.experts import expert_argument
+from aios.cli.completing import DELETED_EXPERTS, EXPERTS, completes
 from aios.cli.options import Command, Common, common_options, load
 from aios.core.errors import UnknownExpertError, UsageError
 
@@ -40,7 +41,12 @@ _PATH = click.Path(path_type=Path)  # what is there is looked at by the app
 @click.option(
     "--goal", "goals", multiple=True, help="What it is for; messages are routed by it. Repeatable."
 )
-@click.option("--parent", metavar="ID", help="The expert that it is put below in the tree.")
+@click.option(
+    "--parent",
+    metavar="ID",
+    shell_complete=completes(EXPERTS),
+    help="The expert that it is put below in the tree.",
+)
 @common_options
 def create(
     common: Common,
@@ -78,6 +84,46 @@ def create(
 
 
 @click.command(
+    "edit",
+    cls=Command,
+    short_help="Change an expert's name, description or category.",
+    examples=('aios experts edit harbours --name "The harbours" --category places',),
+)
+@expert_argument
+@click.option("--name", help="A name for people; empty: the id.")
+@click.option("--description", help="What the expert knows, in a line.")
+@click.option("--category", help="A word to group experts by.")
+@common_options
+def edit(
+    common: Common,
+    expert_id: str,
+    name: str | None,
+    description: str | None,
+    category: str | None,
+) -> None:
+    """Change an expert's name, description or category; what is not given stays.
+
+    A frozen expert must be unfrozen first. Its id cannot be changed, since other experts, runs and
+    clients name it by that.
+    """
+    from aios.cli.rendering import write_facts, write_json
+
+    config = load(common).config
+    if name is None and description is None and category is None:
+        raise UsageError("there is nothing to change", "give --name, --description or --category")
+    from aios.app.experts.changes import describe_expert
+
+    expert = describe_expert(
+        config, expert_id, name=name, description=description, category=category
+    )
+    if common.json_output:
+        write_json(expert)
+        return
+    facts = {"name": expert.name, "description": expert.description, "category": expert.category}
+    write_facts(list(facts.items()))
+
+
+@click.command(
     "delete",
     cls=Command,
     short_help="Move an expert to the trash.",
@@ -111,7 +157,7 @@ def delete(common: Common, expert_id: str, purge: bool, yes: bool) -> None:
             write_line(f"{expert_id} is in the trash; bring it back with:")
             write_line(f"aios experts restore {expert_id}")
         return
-    if not yes and not _confirm(config, expert_id):
+    if not yes and not _confirm(expert_id):
         click.echo("nothing was removed", err=True)
         return
     names = _purge(config, expert_id)
@@ -127,7 +173,7 @@ def delete(common: Common, expert_id: str, purge: bool, yes: bool) -> None:
     short_help="Bring a deleted expert back.",
     examples=("aios experts restore harbours",),
 )
-@click.argument("name", metavar="ID")
+@click.argument("name", metavar="ID", shell_complete=completes(DELETED_EXPERTS))
 @common_options
 def restore(common: Common, name: str) -> None:
     """Bring a deleted expert back, with its versions and its place in the tree.
@@ -240,7 +286,7 @@ def _purge(config: Config, expert_id: str) -> tuple[str, ...]:
         raise
 
 
-def _confirm(config: Config, expert_id: str) -> bool:
+def _confirm(expert_id: str) -> bool:
     """Asks on the terminal.
 
     Raises:

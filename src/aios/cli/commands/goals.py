@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from aios.cli.completing import EXPERTS, GOALS, completes
 from aios.cli.lazy import Entry, LazyGroup
 from aios.cli.options import Command, Common, common_options, load
 
@@ -22,8 +23,8 @@ ENTRIES = {
     "unlink-expert": Entry(f"{_HERE}:unlink_expert", "Let an expert serve a goal no more."),
     "list-for-expert": Entry(f"{_HERE}:list_for_expert", "List the goals that an expert serves."),
 }
-_goal_argument = click.argument("goal", metavar="GOAL")
-_expert_argument = click.argument("expert_id", metavar="EXPERT")
+_goal_argument = click.argument("goal", metavar="GOAL", shell_complete=completes(GOALS))
+_expert_argument = click.argument("expert_id", metavar="EXPERT", shell_complete=completes(EXPERTS))
 
 
 @click.group("goals", cls=LazyGroup, entries=ENTRIES)

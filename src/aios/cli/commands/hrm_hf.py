@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from aios.cli.commands.seal import generator_option, model_option, num_edits_option
+from aios.cli.completing import EXPERTS, completes
 from aios.cli.lazy import Entry, LazyGroup
 from aios.cli.options import (
     INPUT_FILE,
@@ -23,8 +24,8 @@ from aios.cli.options import (
 from aios.core.errors import UsageError
 
 if TYPE_CHECKING:
+    from aios.app.experts.training import ExpertReport
     from aios.app.restem.job import RestemPlan
-    from aios.app.train_expert import ExpertReport
     from aios.core.config.schemas import Config
 
 ENTRIES = {
@@ -56,6 +57,7 @@ def hrm_hf() -> None:
     "--expert-id",
     required=True,
     metavar="ID",
+    shell_complete=completes(EXPERTS),
     help="The expert's id: its folder's name and its key in the registry.",
 )
 @click.option("--dataset", type=INPUT_FILE, required=True, help="The file of passages.")
@@ -103,7 +105,7 @@ def hrm_hf() -> None:
 @model_option
 @click.option("--overwrite", is_flag=True, help="Replace an expert of that id.")
 @click.option("--resume", is_flag=True, help="Go on with an interrupted training of that id.")
-@click.option("--dry-run", is_flag=True, help="Count the work; train nothing.")
+@click.option("--dry-run", is_flag=True, help="Estimate the work, time and memory; train nothing.")
 @common_options
 def train_expert(
     common: Common,
@@ -140,7 +142,7 @@ def train_expert(
         optimised = restem or config.seal.enable_rl_optimization
         _dry_run(common, config, expert_id, dataset, use_self_edits, use_self_edits and optimised)
         return
-    from aios.app.train_expert import train_expert as train
+    from aios.app.experts.training import train_expert as train
 
     line = resume_line(original_args(), drop=["--resume", "--overwrite"], add=["--resume"])
     with (
@@ -205,12 +207,16 @@ def _dry_run(
     use_self_edits: bool,
     restem: bool,
 ) -> None:
-    from aios.app.generation_plan import plan_generation
+    from aios.app.costs.plans import plan_expert
     from aios.cli.commands.seal import show_plan
+    from aios.cli.cost_tables import forecast_document, write_forecast
+    from aios.cli.progress import show_progress
     from aios.cli.rendering import to_json, write_facts, write_json, write_line
     from aios.core.config.recipes import resolve_recipe
 
-    plan = plan_generation(config, dataset)
+    with show_progress(quiet=common.quiet) as emit:
+        planned = plan_expert(config, dataset, use_self_edits=use_self_edits, emit=emit)
+    plan = planned.generation
     optimisation: RestemPlan | None = None
     if restem:
         from aios.app.restem.job import plan_restem
@@ -227,7 +233,8 @@ def _dry_run(
     if common.json_output:
         document = {"expert_id": expert_id, "passages": plan.passages, "rejected": plan.rejected}
         generation = to_json(plan) if use_self_edits else None
-        write_json({**document, "restem": optimisation, "generation": generation, "recipe": recipe})
+        document |= {"restem": optimisation, "generation": generation, "recipe": recipe}
+        write_json({**document, **forecast_document(planned.forecast)})
         return
     lora = recipe.lora
     write_facts(
@@ -244,6 +251,9 @@ def _dry_run(
         ]
     )
     write_line()
+    write_forecast(planned.forecast)
+    if optimisation is not None:
+        write_line("ReST-EM comes before that: aios seal restem estimate tells its time.")
     if use_self_edits:
         show_plan(plan)
         return

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from aios.cli.completing import MODELS, completes
 from aios.cli.lazy import Entry, LazyGroup
 from aios.cli.options import Command, Common, common_options, load
 
@@ -72,7 +73,7 @@ def list_(common: Common) -> None:
     short_help="Fetch a base model and check it.",
     examples=("aios models pull",),
 )
-@click.argument("name", required=False)
+@click.argument("name", required=False, shell_complete=completes(MODELS, or_file=True))
 @common_options
 def pull(common: Common, name: str | None) -> None:
     """Fetch a base model and check it. Without NAME: the one that the config names.
@@ -96,7 +97,7 @@ def pull(common: Common, name: str | None) -> None:
     short_help="Show what is known of one base model.",
     examples=("aios models show smollm2-135m-instruct",),
 )
-@click.argument("name", required=False)
+@click.argument("name", required=False, shell_complete=completes(MODELS, or_file=True))
 @common_options
 def show(common: Common, name: str | None) -> None:
     """Show what is known of one base model. Without NAME: the one that the config names."""

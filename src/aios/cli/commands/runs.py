@@ -54,7 +54,7 @@ def export(common: Common, run_dir: Path, tracker: str) -> None:
     from aios.cli.rendering import write_facts, write_json
 
     config = load(common).config
-    from aios.app.trackers import export_run
+    from aios.app.trackers.choice import export_run
 
     report = export_run(
         run_dir,

@@ -25,8 +25,8 @@ from aios.cli.options import (
 from aios.core.errors import UsageError
 
 if TYPE_CHECKING:
-    from aios.app.generate import GenerateReport
-    from aios.app.generation_plan import GeneratePlan
+    from aios.app.edits.generate import GenerateReport
+    from aios.app.edits.generation_plan import GeneratePlan
     from aios.core.estimates import Estimate
     from aios.core.seal.passage_edits import PassageEdits
 
@@ -160,8 +160,8 @@ def generate(
     from aios.cli.rendering import write_json
 
     config = load(common).config
-    from aios.app.generate import generate_edits
-    from aios.app.generation_plan import plan_generation
+    from aios.app.edits.generate import generate_edits
+    from aios.app.edits.generation_plan import plan_generation
 
     if dry_run:
         with show_progress(quiet=common.quiet) as emit:
@@ -222,7 +222,7 @@ def preview(common: Common, input_file: Path, num_samples: int) -> None:
     from aios.cli.rendering import write_json
 
     config = load(common).config
-    from aios.app.generate import preview_edits
+    from aios.app.edits.generate import preview_edits
 
     with show_progress(quiet=common.quiet) as emit:
         previews = preview_edits(config, input_file, num_samples, emit=emit)

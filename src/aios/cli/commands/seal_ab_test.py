@@ -26,8 +26,7 @@ from aios.cli.options import (
 from aios.core.events import Event, RunStarted
 
 if TYPE_CHECKING:
-    from aios.app.ab_test import ABReport
-    from aios.app.generation_plan import GeneratePlan
+    from aios.app.ab_tests.job import ABReport
     from aios.core.config.schemas import Config
 
 
@@ -79,7 +78,7 @@ if TYPE_CHECKING:
 )
 @click.option("--resume", is_flag=True, help="Go on with an interrupted test in that folder.")
 @click.option("--verbose", is_flag=True, help="A line for each evaluation.")
-@click.option("--dry-run", is_flag=True, help="Count the work; train nothing.")
+@click.option("--dry-run", is_flag=True, help="Estimate the work, time and memory; train nothing.")
 @common_options
 def ab_test(
     common: Common,
@@ -100,7 +99,7 @@ def ab_test(
     """
     config = load(common).config
     if dry_run:
-        _dry_run(common, config, input_file)
+        _dry_run(common, config, input_file, questions)
         return
     folder, copy = _places(output)
     report = _run(common, config, input_file, questions, folder, resume=resume, verbose=verbose)
@@ -117,7 +116,7 @@ def _run(
     resume: bool,
     verbose: bool,
 ) -> ABReport:
-    from aios.app.ab_test import run_ab_test
+    from aios.app.ab_tests.job import run_ab_test
     from aios.cli.interrupts import resume_line, stop_on_signals
     from aios.cli.progress import show_progress
 
@@ -188,18 +187,23 @@ def _copy(metrics_json: Path, target: Path) -> Path:
     return target
 
 
-def _dry_run(common: Common, config: Config, input_file: Path) -> None:
-    from aios.app.generation_plan import plan_generation
+def _dry_run(common: Common, config: Config, input_file: Path, questions: Path | None) -> None:
+    from aios.app.costs.plans import plan_ab_test
     from aios.cli.commands.seal import show_plan
+    from aios.cli.cost_tables import forecast_document, write_forecast
+    from aios.cli.progress import show_progress
     from aios.cli.rendering import to_json, write_facts, write_json, write_line
 
-    plan: GeneratePlan = plan_generation(config, input_file)
+    with show_progress(quiet=common.quiet) as emit:
+        plan = plan_ab_test(config, input_file, questions=questions, emit=emit)
     settings = config.ab_test
     trained = [arm for arm in settings.arms if arm not in ("base", "in-context")]
     trainings = len(trained) * settings.seeds
     if common.json_output:
         document = {"arms": settings.arms, "seeds": settings.seeds, "trainings": trainings}
-        write_json({**document, "match": settings.match, "generation": to_json(plan)})
+        generation = to_json(plan.generation)
+        document |= {"match": settings.match, "generation": generation}
+        write_json({**document, **forecast_document(plan.forecast)})
         return
     write_facts(
         [
@@ -217,4 +221,5 @@ def _dry_run(common: Common, config: Config, input_file: Path) -> None:
         ]
     )
     write_line()
-    show_plan(plan)
+    write_forecast(plan.forecast)
+    show_plan(plan.generation)

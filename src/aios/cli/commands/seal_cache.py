@@ -31,7 +31,7 @@ from aios.core.errors import UsageError
 from aios.core.sizes import parse_size
 
 if TYPE_CHECKING:
-    from aios.app.cache import WarmReport
+    from aios.app.edits.cache import WarmReport
     from aios.core.seal.cache import CacheStats, PruneReport, Share
 
 _HERE = "aios.cli.commands.seal_cache"
@@ -67,7 +67,7 @@ def stats(common: Common) -> None:
     from aios.cli.rendering import to_json, write_json
 
     config = load(common).config
-    from aios.app.cache import open_cache
+    from aios.app.edits.cache import open_cache
 
     with open_cache(config) as store:
         found = store.stats()
@@ -92,7 +92,7 @@ def stats(common: Common) -> None:
 def clear(common: Common, yes: bool, set_aside: bool) -> None:
     """Delete every cached self-edit. They can be generated again, which takes time."""
     config = load(common).config
-    from aios.app.cache import open_cache
+    from aios.app.edits.cache import open_cache
 
     with open_cache(config) as store:
         if not yes:
@@ -145,7 +145,7 @@ def prune(common: Common, max_size: int | None, older_than: float | None, dry_ru
     Files that killed runs left unfinished go too.
     """
     config = load(common).config
-    from aios.app.cache import open_cache
+    from aios.app.edits.cache import open_cache
 
     with open_cache(config) as store:
         limit = store.max_bytes if max_size is None else max_size
@@ -173,10 +173,10 @@ def warm(common: Common, input_file: Path, dry_run: bool) -> None:
     from aios.cli.rendering import write_json
 
     config = load(common).config
-    from aios.app.cache import warm_cache
+    from aios.app.edits.cache import warm_cache
 
     if dry_run:
-        from aios.app.generation_plan import plan_generation
+        from aios.app.edits.generation_plan import plan_generation
 
         plan = plan_generation(config, input_file)
         write_json(plan) if common.json_output else show_plan(plan)

@@ -10,11 +10,18 @@ from typing import TYPE_CHECKING
 
 import click
 
+from aios.cli.completing import STRATEGIES, completes
 from aios.cli.options import INPUT_FILE, OUTPUT_FILE, Command, Common, common_options, load
 from aios.core.errors import UsageError
 
 if TYPE_CHECKING:
-    from aios.app.inspection import Inspection, ScoreSummary, ShownDrop, ShownEdit, ShownPassage
+    from aios.app.edits.inspection import (
+        Inspection,
+        ScoreSummary,
+        ShownDrop,
+        ShownEdit,
+        ShownPassage,
+    )
 
 IN_TERMINAL = 10
 IN_PAGE = 200
@@ -55,6 +62,7 @@ _ASCII_LEVELS = "_.:-=+*#"
     "strategies",
     multiple=True,
     metavar="NAME",
+    shell_complete=completes(STRATEGIES),
     help="Show what this one wrote. Repeatable.",
 )
 @click.option("--kept-only", is_flag=True, help="Show no drops.")
@@ -103,8 +111,8 @@ def inspect(
     if html_file is not None:
         _check_page(html_file, file, input_file, dropped_file)
     seed = load(common).config.seed
-    from aios.app.inspect_edits import inspect_edits
-    from aios.app.inspection import Selection
+    from aios.app.edits.inspect_edits import inspect_edits
+    from aios.app.edits.inspection import Selection
     from aios.cli.progress import show_progress
     from aios.cli.rendering import to_json, write_json
 
@@ -154,7 +162,7 @@ def _check_page(html_file: Path, *inputs: Path | None) -> None:
 
 
 def _write_page(seen: Inspection, path: Path) -> None:
-    from aios.app.inspect_html import render_inspection
+    from aios.app.edits.inspect_html import render_inspection
     from aios.core.files import atomic_write_text
 
     title = f"Self-edits in {seen.files.edits.name}"
@@ -293,7 +301,7 @@ def show_passages(seen: Inspection) -> None:
 
 
 def _passage_lines(number: int, passage: ShownPassage) -> Iterator[str]:
-    from aios.app.inspection import ShownDrop
+    from aios.app.edits.inspection import ShownDrop
 
     name = f"{passage.title} ({passage.id})" if passage.title else passage.id
     yield _styled(f"── {number}. {_one_line(name)}", bold=True)

@@ -32,7 +32,7 @@ _HERE = "aios.cli.commands.seal_restem"
 ENTRIES = {
     "optimize": Entry(f"{_HERE}:optimize", "Improve the generator of self-edits, in rounds."),
     "status": Entry(f"{_HERE}_watch:status", "Show how a run is doing."),
-    "rewards": Entry(f"{_HERE}_watch:rewards", "Show what each self-edit of a run earned."),
+    "rewards": Entry(f"{_HERE}_rewards:rewards", "Show what each self-edit of a run earned."),
     "stop": Entry(f"{_HERE}_watch:stop", "Ask a run to stop; it can be resumed."),
     "compare": Entry(f"{_HERE}_compare:compare", "Compare two generators on the same passages."),
     "estimate": Entry(

@@ -19,7 +19,7 @@ from aios.cli.restem_options import (
 )
 
 if TYPE_CHECKING:
-    from aios.app.restem.compare import ComparisonReport
+    from aios.app.restem.comparing.job import ComparisonReport
     from aios.core.config.schemas import Config
 
 _BASE = "base"
@@ -120,7 +120,7 @@ def compare(
     if dry_run:
         _show_plan(common, config, first, optimized, dataset, seeds, candidates)
         return
-    from aios.app.restem.compare import compare_generators, find_comparison
+    from aios.app.restem.comparing.job import compare_generators, find_comparison
     from aios.cli.resumable import resumable_run
 
     folder = find_comparison(config, resume) if resume else output
@@ -234,7 +234,7 @@ def _show_plan(
     seeds: int,
     candidates: int | None,
 ) -> None:
-    from aios.app.restem.compare import plan_comparison
+    from aios.app.restem.comparing.job import plan_comparison
     from aios.cli.rendering import write_facts, write_json, write_line
 
     plan = plan_comparison(config, baseline, optimized, dataset, seeds=seeds, candidates=candidates)

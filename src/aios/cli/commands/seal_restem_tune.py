@@ -13,7 +13,7 @@ from aios.cli.options import Command, Common, common_options, load, original_arg
 from aios.cli.restem_options import dataset_option, verbose_option
 
 if TYPE_CHECKING:
-    from aios.app.restem.tune import TuneReport
+    from aios.app.restem.tuning.job import TuneReport
     from aios.core.config.schemas import Config
 
 _SECONDS = {"s": 1, "m": 60, "min": 60, "h": 3600, "d": 86_400}
@@ -116,7 +116,7 @@ def tune(
     if dry_run:
         _dry_run(common, config, dataset, trials, rounds, space)
         return
-    from aios.app.restem.tune import tune as search
+    from aios.app.restem.tuning.job import tune as search
     from aios.cli.interrupts import resume_line, stop_on_signals
     from aios.cli.progress import show_progress
 
@@ -198,7 +198,7 @@ def _show_trials(report: TuneReport) -> None:
 def _dry_run(
     common: Common, config: Config, dataset: Path, trials: int, rounds: int, space: str | None
 ) -> None:
-    from aios.app.restem.tune_plan import plan_tuning
+    from aios.app.restem.tuning.plan import plan_tuning
     from aios.cli.rendering import write_facts, write_json, write_line
 
     plan = plan_tuning(config, dataset, trials=trials, rounds=rounds, space=space)

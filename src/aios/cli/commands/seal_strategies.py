@@ -9,7 +9,7 @@ import click
 from aios.cli.options import Command, Common, common_options, load
 
 if TYPE_CHECKING:
-    from aios.app.strategies import AutoChoice, StrategyInfo
+    from aios.app.edits.strategies import AutoChoice, StrategyInfo
 
 
 @click.command(
@@ -29,7 +29,7 @@ def strategies(common: Common) -> None:
     from aios.cli.rendering import write_json
 
     config = load(common).config
-    from aios.app.strategies import auto_choice, list_strategies
+    from aios.app.edits.strategies import auto_choice, list_strategies
 
     found, auto = list_strategies(config), auto_choice(config)
     if common.json_output:

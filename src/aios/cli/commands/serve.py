@@ -16,7 +16,7 @@ from typing import TypeVar
 
 import click
 
-from aios.app.own_program import command_of
+from aios.app.jobs.own_program import command_of
 from aios.cli.commands.seal import loaded_model_option
 from aios.cli.options import Command, Common, common_options, config_option, load
 from aios.core.errors import UsageError
@@ -37,6 +37,12 @@ _OPTIONS = (
         click.IntRange(0, 65_535),
         help="Port to listen on; 0: any free one.",
         metavar="N",
+    ),
+    config_option(
+        "--public-url",
+        "serve.public_url",
+        help="Address that browsers see, where a proxy with TLS stands before the server.",
+        metavar="URL",
     ),
     config_option(
         "--token-file",

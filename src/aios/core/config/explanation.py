@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from aios.core.config import keys
-from aios.core.config.loader import DEFAULT, LoadedConfig, read_defaults
+from aios.core.config.defaults import read_defaults
+from aios.core.config.loader import DEFAULT, LoadedConfig
 from aios.core.config.recipes import resolve_recipe
 from aios.core.config.schemas import Config
 from aios.core.errors import ConfigError

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from aios.core.errors import ConfigError
 
 ENABLE_SEAL_SELF_EDITS = True
+"""Default of the flag ``enable_seal_self_edits``: experts are trained on self-edits."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +40,7 @@ FLAGS: tuple[FeatureFlag, ...] = (
     FeatureFlag(
         name="enable_seal_self_edits",
         default=ENABLE_SEAL_SELF_EDITS,
-        owner="aios.core.seal",
+        owner="aios.app.experts",
         description=(
             "Experts are trained on self-edits too; off: on the passages alone, whatever "
             "seal.enabled says"

@@ -11,11 +11,9 @@ A mix of strategies with numbers of its own beats a number of self-edits from a 
 
 from __future__ import annotations
 
-import importlib.resources
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cache
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -23,6 +21,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from aios.core.config import keys, yaml_text
+from aios.core.config.defaults import read_defaults
 from aios.core.config.schemas import Config
 from aios.core.config.yaml_text import Document, KeyPath
 from aios.core.errors import ConfigError, UsageError
@@ -144,27 +143,6 @@ def _exists(path: Path) -> bool:
         return path.exists()
     except OSError:  # it cannot even be looked at: reading it reports why
         return True
-
-
-@cache
-def read_defaults() -> Document:
-    """The packaged ``config/default.yaml``; in a checkout, the repository's.
-
-    Raises:
-        ConfigError: It is missing or damaged: the installation is broken.
-    """
-    packaged = importlib.resources.files("aios") / "_config" / "default.yaml"
-    if packaged.is_file():
-        document = yaml_text.read_text(packaged.read_text(encoding="utf-8"))
-    else:
-        repository = Path(__file__).resolve().parents[4]
-        document = yaml_text.read_file(repository / "config" / "default.yaml")
-    if document.mistakes:
-        raise ConfigError(
-            f"the packaged config/default.yaml: {document.mistakes[0].message}",
-            "Install the package again.",
-        )
-    return document
 
 
 def _add_document(layers: _Layers, document: Document, name: str) -> None:

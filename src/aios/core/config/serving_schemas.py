@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Literal
 
-from pydantic import BeforeValidator, Field
+from pydantic import BeforeValidator, Field, field_validator
 
 from aios.core.config.paths import UserPath
 from aios.core.config.recipe_schemas import Section, allowed, to_tuple
+
+_ORIGIN = re.compile(
+    r"(https?)://([a-z0-9](?:[a-z0-9.-]*[a-z0-9])?|\[[0-9a-f:.]{2,45}\])(?::([0-9]{1,5}))?/?"
+)
+_USUAL_PORTS = {"http": 80, "https": 443}
 
 Signal = Literal["goals", "lexical", "embeddings", "loss"]
 
@@ -79,6 +85,11 @@ class ServeConfig(Section):
 
     host: str = Field(default="127.0.0.1", min_length=1, description="Address to listen on")
     port: int = Field(default=8000, ge=0, le=65_535, description="Port; 0 for any free one")
+    public_url: str | None = Field(
+        default=None,
+        description="Address that browsers see, where a proxy stands before the server",
+        json_schema_extra=allowed("https://NAME or https://NAME:PORT, without a path; or null"),
+    )
     token_file: UserPath | None = Field(
         default=None,
         description="File with the token that clients must send; required beyond loopback",
@@ -101,3 +112,17 @@ class ServeConfig(Section):
     max_sessions: int = Field(
         default=32, ge=1, le=10_000, description="Sessions with adapters kept in memory"
     )
+
+    @field_validator("public_url")
+    @classmethod
+    def _is_an_origin(cls, value: str | None) -> str | None:
+        """As browsers write it in the header ``Origin``: no usual port, no slash, no capitals."""
+        if value is None:
+            return None
+        found = _ORIGIN.fullmatch(value.lower())
+        if found is None or not 0 < int(found[3] or 1) < 65_536:
+            raise ValueError(
+                "must be https://NAME or https://NAME:PORT (or http://), without a path"
+            )
+        port = int(found[3] or _USUAL_PORTS[found[1]])
+        return f"{found[1]}://{found[2]}" + ("" if port == _USUAL_PORTS[found[1]] else f":{port}")

@@ -15,8 +15,9 @@ experts, and it reports the passages that were chosen for. Here all arms get the
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import cycle, islice
 from pathlib import Path
 from typing import Any, Literal
@@ -29,6 +30,7 @@ from aios.core.evaluation.metrics import AnswerResult
 from aios.core.protocols import AdapterTrainer, Emit, LanguageModel, ShouldStop, ignore, never
 from aios.core.seeds import derive
 from aios.core.training.examples import LossOn, augmented_examples, passage_examples
+from aios.core.trainings import TrainingJob
 from aios.core.types import (
     GenerationRequest,
     LoraRecipe,
@@ -38,7 +40,6 @@ from aios.core.types import (
     ScoreRequest,
     SelfEdit,
     TrainExample,
-    TrainingJob,
 )
 
 UNTRAINED = ("base", "in-context")
@@ -174,25 +175,19 @@ class ABExperiment:
             RunInterrupted: `should_stop` said so.
         """
         if arm in UNTRAINED:
-            return ArmRun(
-                arm,
-                number,
-                self._examine(self.model, in_context=arm == "in-context"),
-                self._retention(self.model),
-            )
+            return self._examined(self.model, arm, number)
         examples = self.examples(arm)
+        began = time.perf_counter()
         result = self.trainer.fit(
             self._job(examples, number, output_dir, resume),
             emit=self.emit,
             should_stop=self.should_stop,
         )
+        evaluations = 0.0 if resume else max(0.0, time.perf_counter() - began - result.seconds)
         expert = self.trainer.attach(result.adapter)
         try:
-            return ArmRun(
-                arm,
-                number,
-                self._examine(expert),
-                self._retention(expert),
+            return replace(
+                self._examined(expert, arm, number),
                 curve=result.curve,
                 best_step=result.best.step,
                 steps=result.steps,
@@ -200,9 +195,25 @@ class ABExperiment:
                 train_seconds=result.seconds,
                 peak_memory_bytes=result.peak_memory_bytes,
                 examples=len(examples),
+                evaluation_seconds=evaluations,
             )
         finally:
             self.trainer.detach(expert)
+
+    def _examined(self, model: LanguageModel, arm: str, number: int) -> ArmRun:
+        """What a model makes of the questions and the unrelated text, with the time for each."""
+        began = time.perf_counter()
+        results = self._examine(model, in_context=arm == "in-context")
+        examined = time.perf_counter()
+        retention = self._retention(model)
+        return ArmRun(
+            arm,
+            number,
+            results,
+            retention,
+            examination_seconds=examined - began,
+            retention_seconds=time.perf_counter() - examined,
+        )
 
     def examples(self, arm: str) -> tuple[TrainExample, ...]:
         """What a trained arm is trained on."""

@@ -30,7 +30,7 @@ from aios.core.evaluation.statistics import (
     paired_bootstrap,
     relative_change_interval,
 )
-from aios.core.types import CurvePoint
+from aios.core.trainings import CurvePoint
 
 ARMS = ("base", "passage", "passage+edits", "passage+other-edits", "in-context")
 MAIN_PAIR = ("passage+edits", "passage")
@@ -59,6 +59,10 @@ class ArmRun:
         train_seconds: Training time, evaluation excluded.
         peak_memory_bytes: Peak memory of the training.
         examples: Training examples.
+        evaluation_seconds: Time of the training's evaluations, and of its begin and end; 0 where
+            it was gone on with and is not known.
+        examination_seconds: Time of the report questions, scored and answered.
+        retention_seconds: Time of the unrelated text.
     """
 
     arm: str
@@ -72,6 +76,9 @@ class ArmRun:
     train_seconds: float = 0.0
     peak_memory_bytes: int = 0
     examples: int = 0
+    evaluation_seconds: float = 0.0
+    examination_seconds: float = 0.0
+    retention_seconds: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -239,13 +239,3 @@ def mean_losses(passage_ids: Sequence[str], losses: Sequence[float]) -> dict[str
     for passage_id, loss in zip(passage_ids, losses, strict=True):
         found.setdefault(passage_id, []).append(loss)
     return {key: sum(values) / len(values) for key, values in found.items()}
-
-
-def select(passages: Iterable[Passage], digests: frozenset[str]) -> Iterator[Passage]:
-    """The passages of these digests, each digest once, in order."""
-    left = set(digests)
-    for passage in passages:
-        digest = passage_digest(passage)
-        if digest in left:
-            left.remove(digest)
-            yield passage

@@ -22,7 +22,6 @@ from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
-from types import TracebackType
 
 from aios.core.errors import StorageError
 from aios.core.files import atomic_write_bytes, remove_stale_temporaries, storage_error
@@ -111,16 +110,9 @@ class SelfEditCache:
         self._room = -1  # bytes that may be put before the folder is listed again
 
     def __enter__(self) -> SelfEditCache:
-        """Returns itself."""
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        """Calls `close`."""
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def path(self, key: str) -> Path:

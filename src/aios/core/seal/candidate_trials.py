@@ -26,9 +26,10 @@ from aios.core.protocols import Emit, Executor, ShouldStop, ignore, never
 from aios.core.restem import TriedPassage, tried_from_json, tried_to_json
 from aios.core.seal.racing import EvenSchedule, RacingSchedule, Schedule
 from aios.core.seal.reliability import Reliability, estimate_noise, report
-from aios.core.seal.reward import Reward, RewardFunction, Threshold
+from aios.core.seal.reward import RewardFunction, Threshold
 from aios.core.seal.test_time_training import TTTTrainer
 from aios.core.seal.trial_batch import TrialBatch, Work
+from aios.core.trials import Reward
 
 _JUDGED_FROM = 8  # failed trials before their share can stop a round
 

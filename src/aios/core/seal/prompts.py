@@ -56,6 +56,7 @@ Passage:
 {passage}
 
 Implications:"""
+"""Asks for what follows directly or indirectly from the passage, one sentence a line."""
 
 IMPLICATIONS_LONG_PROMPT = """\
 Read the passage below and write a long list of implications that follow directly or indirectly \
@@ -67,6 +68,7 @@ Passage:
 {passage}
 
 Implications:"""
+"""Asks for a long list of implications, one for every fact at least."""
 
 IMPLICATIONS_VERY_LONG_PROMPT = """\
 Read the passage below and write a very long list of implications that follow directly or \
@@ -78,6 +80,7 @@ Passage:
 {passage}
 
 Implications:"""
+"""Asks for a very long list: every fact, and then what the facts mean together."""
 
 IMPLICATIONS_COT_PROMPT = """\
 Read the passage below. First think step by step about what it says and what follows from it, \
@@ -88,6 +91,7 @@ be understood without the passage, numbered, one on a line.
 Passage:
 {title}
 {passage}"""
+"""Asks for reasoning first and the list after it, each under a heading."""
 
 REWRITE_PROMPT = """\
 Read the passage below and rewrite it in a few different ways. Each rewrite keeps all facts, \
@@ -99,6 +103,7 @@ Passage:
 {passage}
 
 Rewritten passages:"""
+"""Asks for rewrites of the passage that keep all facts, a paragraph each."""
 
 SELF_QA_PROMPT = """\
 Read the passage below and rewrite it as questions and answers. Each question can be understood \
@@ -112,6 +117,7 @@ Answer 2: ...
 Passage:
 {title}
 {passage}"""
+"""Asks for numbered pairs of question and answer."""
 
 _SYSTEM_IMPLICATIONS = (
     "You analyse a passage and list implications that follow directly or indirectly from it."
@@ -136,6 +142,7 @@ BUILT_IN_PROMPTS: Mapping[str, PromptTemplate] = {
         PromptTemplate("self-qa", SELF_QA_PROMPT, _SYSTEM_QA, format="qa"),
     )
 }
+"""The prompts above by the name of their strategy."""
 
 
 class PromptBuilder:
@@ -223,6 +230,9 @@ class PromptBuilder:
             passage: The passage, or its text alone (then without a title).
             strategy: Name of the strategy.
 
+        Returns:
+            The text, its variables filled in.
+
         Raises:
             UnknownStrategyError: No such strategy, or its template has an unknown variable.
             UsageError: The passage is empty.
@@ -235,7 +245,14 @@ class PromptBuilder:
         return self._fill_passage(prompt, text, title)
 
     def format_system_message(self, strategy: str | None = None) -> str:
-        """The system turn's text (of `implications` where no strategy is named); may be empty."""
+        """The system turn's text (of `implications` where no strategy is named); may be empty.
+
+        Args:
+            strategy: Name of the strategy.
+
+        Returns:
+            The text.
+        """
         prompt = self.template(strategy or DEFAULT_STRATEGY)
         return fill_template(prompt.system, self._variables, f"the system text of {prompt.name!r}")
 
@@ -243,6 +260,12 @@ class PromptBuilder:
         """Worked examples as chat turns (`role`, `content`), user and assistant by turns.
 
         The built-in prompts have none, as in the release.
+
+        Args:
+            strategy: Name of the strategy; `implications` by default.
+
+        Returns:
+            The turns; empty where the prompt has no examples.
         """
         prompt = self.template(strategy or DEFAULT_STRATEGY)
         turns = []

@@ -49,17 +49,6 @@ class FilterResult:
     edits: int
     items: int
 
-    @property
-    def edit_drop_rate(self) -> float:
-        """Share of the candidates that were dropped whole; 0 without any."""
-        return 1 - len(self.kept) / self.edits if self.edits else 0.0
-
-    @property
-    def item_drop_rate(self) -> float:
-        """Share of the items that were left out, with or without their edit; 0 without any."""
-        left = sum(len(edit.items) for edit in self.kept)
-        return 1 - left / self.items if self.items else 0.0
-
 
 class QualityFilter:
     """Filters the candidates of a passage.

@@ -38,9 +38,6 @@ FloatArray = npt.NDArray[np.float64]
 Candidate = TypeVar("Candidate", str, int)
 Groups = list[list[FloatArray]]  # [passage][candidate] -> rewards of its repeats
 
-MOST_REPEATS = 10
-TARGET_ICC = 0.7
-
 _SAME = 1e-9  # rewards closer than this are tied
 _FEWEST_PAIRS = 3  # two points always correlate perfectly
 _FEWEST_PASSAGES = 5  # for an interval by resampling passages
@@ -187,36 +184,6 @@ def estimate_noise(
 ) -> NoiseEstimate | None:
     """The noise of a single reward; None if no candidate has two. Errors are those of `report`."""
     return _noise([one for passage in _groups(rewards) for one in passage])
-
-
-def adaptive_repeats(
-    reliability: Reliability, *, target: float = TARGET_ICC, most: int = MOST_REPEATS
-) -> int:
-    """How many repeats a candidate needs for a mean reward of the reliability that is wanted.
-
-    Spearman-Brown: ``k = target (1 - ICC(1)) / (ICC(1) (1 - target))``, with the ICC within
-    passages.
-
-    Args:
-        reliability: What was measured.
-        target: ICC(k) that is wanted, in (0, 1).
-        most: The most repeats; it is the answer where the ICC is 0 or less.
-
-    Returns:
-        A number from 1 to `most`; 2 where the ICC is not known, since it takes two to know it.
-
-    Raises:
-        ValueError: An argument is out of range.
-    """
-    if not 0 < target < 1 or most < 1:
-        raise ValueError(f"target {target} or most {most} is out of range")
-    icc = reliability.within.icc
-    if icc is None:
-        return min(2, most)
-    if icc <= 0:
-        return most
-    wanted = target * (1 - icc) / (icc * (1 - target))
-    return min(most, max(1, math.ceil(wanted - _SAME)))
 
 
 def _groups(rewards: Mapping[str, Mapping[Candidate, Sequence[float]]]) -> Groups:

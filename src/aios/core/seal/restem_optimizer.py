@@ -66,7 +66,8 @@ from aios.core.seal.self_edit_generator import SelfEditGenerator
 from aios.core.seal.test_time_training import TTTTrainer
 from aios.core.seeds import derive
 from aios.core.stages import counting_trials, shown_stage
-from aios.core.types import AdapterRef, Passage, TrainingJob, TrainingResult
+from aios.core.trainings import TrainingJob, TrainingResult
+from aios.core.types import AdapterRef, Passage
 
 
 class ReSTEMOptimizer:

@@ -31,7 +31,6 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import partial
 from statistics import fmean
 from typing import ClassVar, Literal, TypeAlias
@@ -43,7 +42,7 @@ from aios.core.protocols import LanguageModel
 from aios.core.seal.graders import AnswerLogprob, Grader, check_same_questions, get_grader
 from aios.core.seal.held_out_answers import HeldOutAnswers, TimeLimit, as_probes
 from aios.core.seal.reliability import NoiseEstimate
-from aios.core.trials import Answered, TrialOutcome
+from aios.core.trials import Answered, Reward, TrialOutcome
 from aios.core.types import Failure, Passage
 
 Threshold: TypeAlias = "float | Literal['auto'] | None"
@@ -51,43 +50,6 @@ Threshold: TypeAlias = "float | Literal['auto'] | None"
 Z_ONE_SIDED_95 = 1.645
 
 _ROUNDING = 1e-12  # means of equal accuracies may differ by so much
-
-
-@dataclass(frozen=True, slots=True)
-class Reward:
-    """What an expert earned on held-out questions. ``float(reward)`` is its value.
-
-    Attributes:
-        value: 0 or 1 under a threshold; without one the improvement.
-        before: The quantity for the base model; None where it was not asked.
-        after: The quantity for the expert (mean over `repeats`).
-        n: Questions.
-        grader: Name of the grader whose grades the quantity is made of.
-        threshold: What decided: the number given, or under ``auto`` the margin that the
-            improvement had to exceed; None where nothing was decided.
-        standard_error: Of the improvement (of `after` where there is no `before`), from the
-            spread over questions; None for a single question.
-        kind: The quantity: ``loss`` or ``perplexity`` (less is better), or ``accuracy``.
-        rule: How the value came about: a ``number`` as threshold, ``auto``, or ``improvement``.
-        improvement: By how much the expert is better than the base model, positive if it is
-            better; None where that was not asked.
-        repeats: Trials that it is the mean of.
-    """
-
-    value: float
-    before: float | None
-    after: float
-    n: int
-    grader: str
-    threshold: float | None
-    standard_error: float | None
-    kind: str
-    rule: Literal["number", "auto", "improvement"]
-    improvement: float | None
-    repeats: int = 1
-
-    def __float__(self) -> float:
-        return self.value
 
 
 class RewardFunction(ABC):
@@ -156,6 +118,10 @@ class RewardFunction(ABC):
             expert: The model with its adapter on.
             validation_dataset: Questions, or passages with questions. Never trained on.
             threshold: See the module's head.
+
+        Returns:
+            The reward: before, after, the improvement with its standard error, and how many
+            questions.
 
         Raises:
             UsageError: `threshold` needs a baseline or is none; `DataError` where there are no

@@ -14,7 +14,8 @@ from aios.core.seal.format_choice import arm_reports
 from aios.core.seal.passage_edits import PassageEdits
 from aios.core.seal.reliability import Reliability
 from aios.core.seal.trial_batch import Work
-from aios.core.types import Passage, TrainingResult
+from aios.core.trainings import TrainingResult
+from aios.core.types import Passage
 
 
 @dataclass(frozen=True, slots=True)

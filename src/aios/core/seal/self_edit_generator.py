@@ -165,6 +165,9 @@ class SelfEditGenerator:
             passage: The passage, or its text.
             **overrides: `num_edits` or `seed` for this call.
 
+        Returns:
+            Training texts, in the order in which they were written; empty if all were dropped.
+
         Raises:
             BackendError: Generation failed, also when tried again.
             UsageError: Empty passage, unknown override, or a number of edits for a mix.
@@ -194,6 +197,12 @@ class SelfEditGenerator:
         """Self-edits of many passages, in order; a passage that is ready waits for its turn.
 
         How many wait in memory is not bounded here, if one takes much longer than those after it.
+
+        Args:
+            passages: The passages, taken lazily.
+
+        Yields:
+            One record a passage: what was kept, dropped and failed, and what it cost.
 
         Raises:
             BackendError: The backend is dead: many passages failed one after the other.

@@ -162,6 +162,9 @@ class SelfEditStrategy(ABC):
             completion: What the model wrote.
             passage: What it was written from.
             finish_reason: Why it ended, where known; helps to tell a line that was cut.
+
+        Returns:
+            The texts.
         """
 
     def format_completion(self, items: Sequence[str]) -> str:
@@ -303,6 +306,9 @@ def get_strategy(name: str, prompts: PromptBuilder | None = None) -> SelfEditStr
     Args:
         name: The strategy's name.
         prompts: Where prompts come from; the built-in ones by default.
+
+    Returns:
+        The strategy.
 
     Raises:
         UnknownStrategyError: There is none of that name; the message lists the known ones.

@@ -93,6 +93,7 @@ class AdaptationRecord:
         reason: Why it is not kept; empty where it is.
         failed: Whether an error is why.
         passages: Ids of the passages that it was trained on, the new ones first.
+        texts: What these passages say, in the same order.
         new: How many of them had not been learned before.
         examples: Training texts.
         steps: Optimiser steps done.
@@ -108,6 +109,7 @@ class AdaptationRecord:
     reason: str = ""
     failed: bool = False
     passages: tuple[str, ...] = ()
+    texts: tuple[str, ...] = ()
     new: int = 0
     examples: int = 0
     steps: int = 0
@@ -147,6 +149,7 @@ class _Attempt:
             reason=reason,
             failed=self.failed,
             passages=tuple(passage.id for passage in self.passages),
+            texts=tuple(passage.text for passage in self.passages),
             new=sum(passage.id not in self.origin.learned for passage in self.passages),
             examples=len(self.examples),
             steps=self.metrics.steps if self.metrics else 0,
@@ -229,7 +232,7 @@ class TestTimeAdaptation:
         passages = self._passages(origin, conversation_history, exclude)
         attempt = _Attempt(origin, expert, passages, conversation_history)
         if all(passage.id in origin.learned for passage in passages):
-            return expert, replace(attempt.record(0.0, NOTHING_NEW), passages=())
+            return expert, replace(attempt.record(0.0, NOTHING_NEW), passages=(), texts=())
         began, breaks = time.monotonic(), Breaks(should_stop)
         adapted: TemporaryExpert | None = None
         try:

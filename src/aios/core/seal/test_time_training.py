@@ -17,8 +17,7 @@ end of a `TTTTrainer.temporary_expert` block.
 from __future__ import annotations
 
 import math
-import re
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import ExitStack, closing, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -35,16 +34,20 @@ from aios.core.protocols import (
     ignore,
     never,
 )
-from aios.core.training.examples import LossOn, edit_examples, passage_examples
+from aios.core.seal.trainable_edits import (
+    Edit,
+    EmptyEditError,
+    Passages,
+    passage_of,
+    trainable_examples,
+)
+from aios.core.training.examples import LossOn
 from aios.core.trials import TrialJob, TrialMetrics, TrialOutcome
-from aios.core.types import Failure, LoraRecipe, Passage, SelfEdit, TrainExample
+from aios.core.types import Failure, LoraRecipe, Passage, TrainExample
 
-Edit = str | SelfEdit | Sequence[TrainExample]
-Passages = Passage | Mapping[str, Passage] | None
 SEAL_RECIPE = LoraRecipe(
     rank=32, alpha=64, dropout=0.0, learning_rate=1e-3, epochs=10, batch_size=1
 )
-_OPEN_QUESTION = re.compile(r"Question:.*")  # one line
 _E = TypeVar("_E", bound=Edit)
 
 
@@ -276,7 +279,7 @@ class TTTTrainer:
                 name = f"edit-{position}"
                 try:
                     job = self._job(name, edit, request)
-                except _EmptyEditError as error:
+                except EmptyEditError as error:
                     empty.append(Failure("train", name, error.message))
                     emit(WorkFailed("train", name, error.message))
                     continue
@@ -315,10 +318,10 @@ class TTTTrainer:
         """The training of one edit.
 
         Raises:
-            _EmptyEditError: It holds nothing to train on.
+            EmptyEditError: It holds nothing to train on.
             UsageError: Its passage is not among those given.
         """
-        examples = self.examples_of(edit, _passage_of(edit, request.passages))
+        examples = self.examples_of(edit, passage_of(edit, request.passages))
         return TrialJob(
             id=name,
             examples=examples,
@@ -333,57 +336,9 @@ class TTTTrainer:
         Raises:
             UsageError: The edit holds nothing to train on.
         """
-        if isinstance(edit, str):
-            passage_id = "" if passage is None else passage.id
-            edit = SelfEdit(passage_id, "text", 0, tuple(text_items(edit)))
-        if isinstance(edit, SelfEdit):
-            made = edit_examples([edit], self.loss_on)
-            examples = [example for example in made if example.text.strip()]
-        else:
-            examples = list(edit)
-        if not examples:
-            raise _EmptyEditError(
-                "the self-edit is empty: there is nothing to train on",
-                "give at least one text, or leave the passage out of this round",
-            )
-        copies = [] if passage is None else passage_examples([passage], self.passage_copies)
-        return (*copies, *examples)
-
-
-class _EmptyEditError(UsageError):
-    """A self-edit holds nothing to train on."""
-
-
-def text_items(text: str) -> list[str]:
-    """The items of a self-edit that is given as a text, as `SelfEdit.text` joins them.
-
-    Each line that is not empty is one, but for a line that begins with ``Answer:``, which goes on
-    with the ``Question:`` above it.
-    """
-    items: list[str] = []
-    for line in filter(None, map(str.strip, text.splitlines())):
-        if line.startswith("Answer:") and items and _OPEN_QUESTION.fullmatch(items[-1]):
-            items[-1] = f"{items[-1]}\n{line}"
-        else:
-            items.append(line)
-    return items
-
-
-def _passage_of(edit: Edit, passages: Passages) -> Passage | None:
-    """The passage that is trained on with an edit."""
-    if passages is None or isinstance(passages, Passage):
-        return passages
-    if not isinstance(edit, SelfEdit):
-        raise UsageError(
-            "passages are given by their ids, and an edit has no passage id",
-            "give self-edits (SelfEdit), or one passage for all",
+        return trainable_examples(
+            edit, passage, passage_copies=self.passage_copies, loss_on=self.loss_on
         )
-    if edit.passage_id not in passages:
-        raise UsageError(
-            f"passage {edit.passage_id!r} of a self-edit is not among the passages given",
-            "give the passages that the self-edits were made from",
-        )
-    return passages[edit.passage_id]
 
 
 def _checkpoint(expert: TemporaryExpert, folder: Path | None, name: str) -> None:

@@ -18,10 +18,10 @@ from aios.core.events import WorkFailed
 from aios.core.protocols import Emit, ShouldStop
 from aios.core.restem import Tried, TriedPassage, thin_losses
 from aios.core.seal.racing import race
-from aios.core.seal.reward import Reward, reward_of_outcome
+from aios.core.seal.reward import reward_of_outcome
 from aios.core.seal.trial_set import Candidate, PassageResult, Standing
 from aios.core.training.examples import passage_examples
-from aios.core.trials import Answered, TrialJob, TrialOutcome
+from aios.core.trials import Answered, Reward, TrialJob, TrialOutcome
 from aios.core.types import Failure, Passage, Score, SelfEdit, TrainExample
 
 if TYPE_CHECKING:

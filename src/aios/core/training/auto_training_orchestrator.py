@@ -137,6 +137,9 @@ class AutoTrainingOrchestrator:
             dataset_path: A file of passages.
             augment_with_self_edits: Whether to add self-edits to the passages.
 
+        Returns:
+            Examples with and without self-edits, what to validate on, and what was left out.
+
         Raises:
             DataError: The file cannot be used, or validation would leak into training.
         """
@@ -155,6 +158,9 @@ class AutoTrainingOrchestrator:
             dataset_path: A file of passages with questions.
             validation_split: Share of the passages with questions that the generator is not
                 optimised on, in [0, 1); the expert is validated on their questions.
+
+        Returns:
+            The training's result, and what generator and expert learned from.
 
         Raises:
             UsageError: There is nothing to optimise or train with, or the share is out of range.

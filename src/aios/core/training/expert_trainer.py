@@ -7,6 +7,7 @@ the statistics of what it was trained on.
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,17 +16,26 @@ from typing import Any
 from aios.core.config.recipes import ResolvedRecipe
 from aios.core.protocols import AdapterTrainer, Emit, ShouldStop, ignore, never
 from aios.core.training.auto_training_orchestrator import TrainingData
-from aios.core.types import TrainExample, TrainingJob, TrainingResult
+from aios.core.trainings import TrainingJob, TrainingResult
+from aios.core.types import TrainExample
 
 _LOGGER = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
 class TrainedExpert:
-    """What `train_expert` gives: the training's result and the data statistics."""
+    """What `train_expert` gives.
+
+    Attributes:
+        result: The training's result.
+        dataset_stats: See `log_dataset_stats`.
+        evaluation_seconds: Time of the training's evaluations, and of its begin and end; 0 where
+            it was gone on with and is not known.
+    """
 
     result: TrainingResult
     dataset_stats: dict[str, Any]
+    evaluation_seconds: float = 0.0
 
 
 def train_expert(
@@ -53,6 +63,9 @@ def train_expert(
         emit: Shows events.
         should_stop: Asked at every step.
 
+    Returns:
+        The training's result, and what self-edits added to its data.
+
     Raises:
         BackendError: Training failed.
         RunInterrupted: `should_stop` said so; the checkpoint is kept.
@@ -70,13 +83,20 @@ def train_expert(
         resume=resume,
     )
     stats = log_dataset_stats(data.original, examples)
-    return TrainedExpert(trainer.fit(job, emit=emit, should_stop=should_stop), stats)
+    began = time.perf_counter()
+    result = trainer.fit(job, emit=emit, should_stop=should_stop)
+    evaluations = 0.0 if resume else max(0.0, time.perf_counter() - began - result.seconds)
+    return TrainedExpert(result, stats, evaluations)
 
 
 def log_dataset_stats(
     original: Sequence[TrainExample], augmented: Sequence[TrainExample]
 ) -> dict[str, Any]:
     """Counts what self-edits add to the data, and logs it.
+
+    Args:
+        original: The examples without self-edits.
+        augmented: The examples with them.
 
     Returns:
         ``original`` and ``augmented``, each with ``examples``, ``characters`` and

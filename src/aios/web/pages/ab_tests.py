@@ -10,13 +10,13 @@ from markupsafe import Markup
 from starlette.responses import Response
 from starlette.routing import Route
 
-from aios.app.ab_progress import EVENTS_FILE, ABStatus, Followers
-from aios.app.ab_results import METRICS_FILE, SORTS, ABResult, find_changes, read_result
+from aios.app.ab_tests.progress import EVENTS_FILE, ABStatus, Followers
+from aios.app.ab_tests.report_charts import ARM_LABELS, learning_curves
+from aios.app.ab_tests.results import METRICS_FILE, SORTS, ABResult, find_changes, read_result
 from aios.app.jobs.records import Job
 from aios.app.kept import stamp_of
-from aios.app.report_charts import ARM_LABELS, learning_curves
-from aios.app.run_files import FILES, REPORT_FILE, read_shown
-from aios.app.run_listing import AB_TEST, RUN_FILE, RunEntry
+from aios.app.runs.files import FILES, REPORT_FILE, read_shown
+from aios.app.runs.listing import AB_TEST, RUN_FILE, RunEntry
 from aios.core.errors import AIOSError
 from aios.web.pages import runs
 from aios.web.pages.calls import Call, get

@@ -22,7 +22,7 @@ from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from aios.app.svg import CSS as CHART_STYLE
+from aios.app.charts.svg import CSS as CHART_STYLE
 from aios.core.errors import AIOSError
 from aios.web.errors import ApiError, error_response, from_aios
 from aios.web.limits import BODY_SECONDS, BoundedBodies
@@ -44,6 +44,7 @@ from aios.web.pages.calls import Call
 from aios.web.pages.guarding import PageGuard, Sessions
 from aios.web.pages.signing_in import sign_in_routes
 from aios.web.pages.site import Site
+from aios.web.public_address import PublicAddress
 from aios.web.security import Guard, SafeHeaders
 
 STATIC = Path(__file__).parents[1] / "static"
@@ -80,11 +81,16 @@ def create_site(
     pages.state.site = site
     pages.state.sessions = sessions
     pages.state.signs_in = token is not None
-    bounded = _Bounds(pages, site.settings.started.config.serve.max_body_bytes)
+    settings = site.settings.started.config.serve
+    public = PublicAddress.of(settings)
+    bounded = _Bounds(pages, settings.max_body_bytes)
     # The guard is outermost: no body is read of who may not send one, and its headers are on
     # every answer, those of errors included.
-    guarded = PageGuard(bounded, sessions, token)
-    return guarded if api is None else _Both(guarded, api, token)
+    guarded = PageGuard(bounded, sessions, token, public)
+    if api is None:
+        return guarded
+    # Guarded here, too: a model is not loaded for who may not ask.
+    return _Both(guarded, SafeHeaders(Guard(_LateApi(api), token, public)))
 
 
 class _Bounds:
@@ -135,10 +141,9 @@ def _too_large() -> ApiError:
 class _Both:
     """Pages and API behind one address."""
 
-    def __init__(self, pages: ASGIApp, make_api: Callable[[], ASGIApp], token: str | None) -> None:
+    def __init__(self, pages: ASGIApp, api: ASGIApp) -> None:
         self._pages = pages
-        # Guarded here, too: a model is not loaded for who may not ask.
-        self._api = SafeHeaders(Guard(_LateApi(make_api), token))
+        self._api = api
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http" or not scope["path"].startswith(API_PATHS):

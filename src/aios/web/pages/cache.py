@@ -8,7 +8,7 @@ from typing import Any
 from starlette.responses import Response
 from starlette.routing import Route
 
-from aios.app.cache import CacheLook, open_cache
+from aios.app.edits.cache import CacheLook, open_cache
 from aios.core.errors import UsageError
 from aios.core.seal.cache import PruneReport
 from aios.core.sizes import parse_size

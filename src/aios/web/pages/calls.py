@@ -20,7 +20,6 @@ from starlette.requests import Request
 from starlette.responses import (
     HTMLResponse,
     JSONResponse,
-    PlainTextResponse,
     RedirectResponse,
     Response,
 )
@@ -168,7 +167,11 @@ def get(path: str, page: Page) -> Route:
 
 
 def post(path: str, page: Page) -> Route:
-    """A button; its form must carry the code of the session."""
+    """A button; its form must carry the code of the session.
+
+    Where the form has a question (``confirm``) and nobody has said yes to it (``sure``, which the
+    script does), it is asked first.
+    """
 
     async def answer(request: Request) -> Response:
         async with request.form(
@@ -183,9 +186,23 @@ def post(path: str, page: Page) -> Route:
                     "Do it again from this page.",
                 )
                 return call.back(note)
+            if call.field("confirm") and not call.field("sure") and not call.wants_json:
+                return _question(call)
             return await _answered(call, page, button=True)
 
     return Route(path, answer, methods=["POST"], name=f"{page.__module__}.{page.__name__}")
+
+
+def _question(call: Call) -> Response:
+    """Asks what a script would have asked: the form comes again, with a yes in it."""
+    sent = [(name, value) for name, value in call.form.multi_items() if isinstance(value, str)]
+    return call.page(
+        "confirm.html.j2",
+        question=call.field("confirm"),
+        action=call.request.url.path,
+        fields=[(name, value) for name, value in sent if name not in ("code", "confirm")],
+        back=local_path(call.field("back"), "/"),
+    )
 
 
 def _call(request: Request, form: FormData) -> Call:
@@ -218,8 +235,3 @@ def status_of(error: AIOSError) -> int:
 def json_answer(document: Any, status: int = 200) -> Response:
     """A document for a script of ours."""
     return Response(json.dumps(document), status, media_type="application/json")
-
-
-def text_answer(text: str, status: int = 200) -> Response:
-    """Plain text."""
-    return PlainTextResponse(text, status)

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 from starlette.responses import Response
 from starlette.routing import Route
 
-from aios.app.chat_choices import chat_choices, check_choice
-from aios.app.conversation import Conversation
+from aios.app.chat.choices import chat_choices, check_choice
+from aios.app.chat.conversation import Conversation
 from aios.core.errors import DataError, UsageError
 from aios.core.files import parse_json
 from aios.web.openai_schemas import AUTO
@@ -26,7 +26,7 @@ from aios.web.pages.chat_stream import ChatStreams
 from aios.web.pages.site import Note, Site
 
 if TYPE_CHECKING:
-    from aios.app.assistant import Assistant
+    from aios.app.chat.assistant import Assistant
 
 _MOST_NAME = 256  # characters of a model's name in the address
 _RATINGS = {"": None, "up": 1.0, "down": -1.0}
@@ -82,7 +82,7 @@ def chat_state(call: Call) -> Response:
     """
     assistant = _opened(call.site)
     session = checked_session(call.query("session"))
-    records = assistant.adaptations(session) if assistant is not None else ()
+    lessons = assistant.lessons(session) if assistant is not None else ()
     choices = [
         {"id": choice.id, "kind": choice.kind, "description": choice.description}
         for choice in chat_choices(call.site.config, assistant)
@@ -92,9 +92,9 @@ def chat_state(call: Call) -> Response:
         "ready": assistant is not None,
         "status": _status(call.site, assistant),
         "can_adapt": assistant.can_adapt if assistant is not None else None,
-        "adaptations": call.fragment("chat_adaptations.html.j2", records=records[::-1]),
-        "count": len(records),
-        "in_use": sum(record.kept for record in records),
+        "adaptations": call.fragment("chat_adaptations.html.j2", lessons=lessons[::-1]),
+        "count": len(lessons),
+        "in_use": sum(lesson.told.kept for lesson in lessons),
         "stamp": stamp,
     }
     if call.query("seen") != stamp:

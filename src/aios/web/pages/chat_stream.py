@@ -27,7 +27,7 @@ from aios.web.pages.site import Site
 from aios.web.streaming import SILENT_SECONDS, STILL_HERE, EventStream, event
 
 if TYPE_CHECKING:
-    from aios.app.answering import Answering
+    from aios.app.chat.answering import Answering
 
 MOST_ANSWERS = 8  # written at once for pages; as many more may wait
 LOOK_SECONDS = 0.5

@@ -12,8 +12,8 @@ from typing import Any
 from starlette.responses import Response
 from starlette.routing import Route
 
-from aios.app.data_files import DataFile, DataFiles, bundled_example
-from aios.app.prompt_preview import (
+from aios.app.data.files import DataFile, DataFiles, bundled_example
+from aios.app.edits.prompt_preview import (
     MOST_EDITS,
     MOST_PROMPT_CHARACTERS,
     OWN,
@@ -26,7 +26,7 @@ from aios.app.prompt_preview import (
     strategy_in_force,
     write_preview,
 )
-from aios.app.strategies import list_strategies
+from aios.app.edits.strategies import list_strategies
 from aios.core.errors import AIOSError, UsageError
 from aios.core.seal.passage_edits import PassageEdits
 from aios.core.seal.prompt_templates import AUTO

@@ -9,11 +9,11 @@ from urllib.parse import urlencode
 from starlette.responses import Response
 from starlette.routing import Route
 
-from aios.app.edit_shelf import EditPage, EditShelf
-from aios.app.edit_sources import JOURNAL, EditSource, find_source, list_sources
-from aios.app.edit_totals import LENGTHS, EditTotals
-from aios.app.inspect_html import score_card, share_bar
-from aios.app.inspection import Selection
+from aios.app.edits.inspect_html import score_card, share_bar
+from aios.app.edits.inspection import Selection
+from aios.app.edits.shelf import EditShelf
+from aios.app.edits.sources import JOURNAL, EditSource, find_source, list_sources
+from aios.app.edits.totals import LENGTHS, EditTotals
 from aios.app.jobs.records import Job
 from aios.app.kept import stamp_of
 from aios.core.errors import UsageError
@@ -41,7 +41,7 @@ def routes() -> list[Route]:
         *edit_previews.routes(),
         get("/edits/{edits_id}", passages_page),
         get("/edits/{edits_id}/strategies", strategies_page),
-        *live("/edits/{edits_id}/summary", summary, source_stamp),
+        *live("/edits/{edits_id}/passages", passages, source_stamp),
         *live("/edits/{edits_id}/comparison", comparison, source_stamp),
     ]
 
@@ -95,6 +95,15 @@ def state_of(source: EditSource) -> str:
 
 def passages_page(call: Call) -> Response:
     """The passages of a file, each beside its self-edits."""
+    return call.page("edits_file.html.j2", **_passages(call))
+
+
+def passages(call: Call) -> str:
+    """What a file comes to, and the passages that were asked for."""
+    return call.fragment("edits_passages.html.j2", **_passages(call))
+
+
+def _passages(call: Call) -> dict[str, Any]:
     shown = _summed(call)
     totals: EditTotals = shown["totals"]
     strategies = [one.strategy for one in totals.strategies]
@@ -114,26 +123,22 @@ def passages_page(call: Call) -> Response:
         limit=asked["per"],
     )
     found = _shelf.page(shown["source"], selection, asked["text"], call.number("page", 1, least=1))
-    return call.page(
-        "edits_file.html.j2",
-        found=found,
-        asked=asked,
-        strategies=strategies,
-        reasons=reasons,
-        sizes=PASSAGES_A_PAGE,
-        links=_links(shown["source"], asked, found),
+    here = _path(shown["source"], asked, found.page)
+    return {
         **shown,
-    )
+        "found": found,
+        "asked": asked,
+        "strategies": strategies,
+        "reasons": reasons,
+        "sizes": PASSAGES_A_PAGE,
+        "links": [_path(shown["source"], asked, found.page + step) for step in (-1, 1)],
+        "live_path": here.replace("?", "/passages/live?"),
+    }
 
 
 def strategies_page(call: Call) -> Response:
     """How the strategies of a file compare."""
     return call.page("edits_strategies.html.j2", **_compared(call))
-
-
-def summary(call: Call) -> str:
-    """What a file comes to."""
-    return call.fragment("edits_summary.html.j2", **_summed(call))
 
 
 def comparison(call: Call) -> str:
@@ -200,8 +205,6 @@ def _among(asked: str, known: list[str]) -> str:
     return asked if asked in known else ""
 
 
-def _links(source: EditSource, asked: dict[str, Any], found: EditPage) -> list[str]:
+def _path(source: EditSource, asked: dict[str, Any], page: int) -> str:
     query = {name: value for name, value in asked.items() if value}
-    return [
-        f"/edits/{source.id}?{urlencode({**query, 'page': found.page + step})}" for step in (-1, 1)
-    ]
+    return f"/edits/{source.id}?{urlencode({**query, 'page': page})}"

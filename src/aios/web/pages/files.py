@@ -10,10 +10,12 @@ from typing import Any, cast
 from starlette.responses import Response
 from starlette.routing import Route
 
-from aios.app.data_files import ENDINGS, MOST_BYTES, DataFile, DataFiles, bundled_example
-from aios.app.data_preview import DataPreview, Previews
-from aios.app.job_results import KIND_NAMES
-from aios.app.job_starts import (
+from aios.app.costs.forecast import FORESEEN, Forecasts
+from aios.app.data.files import ENDINGS, MOST_BYTES, DataFile, DataFiles, bundled_example
+from aios.app.data.preview import DataPreview, Previews
+from aios.app.jobs.records import Kind
+from aios.app.jobs.results import KIND_NAMES
+from aios.app.jobs.starts import (
     OPTIONS,
     default_of,
     start_job,
@@ -21,8 +23,7 @@ from aios.app.job_starts import (
     suggested_expert_id,
     work_of,
 )
-from aios.app.jobs.records import Kind
-from aios.app.timed_estimates import TimedEstimates, What, what_to_time
+from aios.app.jobs.timed_estimates import TimedEstimates, What
 from aios.core.errors import UsageError
 from aios.web.pages.calls import Call, get, post
 from aios.web.pages.live import live
@@ -36,6 +37,7 @@ TITLES: dict[Kind, str] = {
     "train-expert": "Train an expert",
 }
 _PREVIEWS = Previews()
+_FORECASTS = Forecasts()
 _TIMED: dict[Path, TimedEstimates] = {}
 _GUARD = threading.Lock()
 
@@ -107,14 +109,14 @@ def estimate_stamp(call: Call) -> Hashable:
     """Changes when a timing begins or is over."""
     file = files_of(call).get(call.path("file_id"))
     timed = _timed(call)
-    return tuple(timed.get(what, file.path, call.site.config).state for what in _both())
+    return tuple(timed.get(what, file.path, call.site.config).state for what in _timeable())
 
 
 def time_it(call: Call) -> Response:
     """Times a few passages."""
     file, preview = _file(call)
     what = call.field("what")
-    if what not in _both():
+    if what not in _timeable():
         raise UsageError(f"{what!r} cannot be timed", "Choose one of the buttons.")
     if preview.problem:
         raise UsageError(preview.problem, preview.remedy)
@@ -146,8 +148,8 @@ def _file(call: Call) -> tuple[DataFile, DataPreview]:
     return file, _PREVIEWS.of(file.path)
 
 
-def _both() -> tuple[What, ...]:
-    return ("writing", "restem")
+def _timeable() -> tuple[What, ...]:
+    return (*FORESEEN, "writing", "restem")
 
 
 def _timed(call: Call) -> TimedEstimates:
@@ -156,12 +158,17 @@ def _timed(call: Call) -> TimedEstimates:
 
 
 def _estimates(call: Call, file: DataFile) -> dict[str, Any]:
-    timed, config = _timed(call), call.site.config
+    timed, config, preview = _timed(call), call.site.config, _PREVIEWS.of(file.path)
+    artifacts = call.site.artifacts
     return {
         "file": file,
-        "estimates": {what: timed.get(what, file.path, config) for what in _both()},
-        "what_to_time": what_to_time,
-        "preview": _PREVIEWS.of(file.path),
+        "estimates": {what: timed.get(what, file.path, config) for what in _timeable()},
+        "forecasts": {
+            kind: _FORECASTS.of(kind, config, file.path, artifacts)
+            for kind in FORESEEN
+            if not preview.problem
+        },
+        "preview": preview,
     }
 
 

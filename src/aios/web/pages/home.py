@@ -8,8 +8,8 @@ from typing import Any
 from starlette.responses import Response
 from starlette.routing import Route
 
-from aios.app.data_files import ENDINGS
-from aios.app.job_results import KIND_NAMES
+from aios.app.data.files import ENDINGS
+from aios.app.jobs.results import KIND_NAMES
 from aios.app.overview import MachineChecks, overview
 from aios.web.pages.calls import Call, get
 from aios.web.pages.files import files_of

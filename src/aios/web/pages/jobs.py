@@ -8,11 +8,11 @@ from typing import Any
 from starlette.responses import Response
 from starlette.routing import Route
 
-from aios.app.job_charts import loss_chart
-from aios.app.job_progress import ProgressReader
-from aios.app.job_results import KIND_NAMES, Results, trouble_of
+from aios.app.jobs.charts import loss_chart
 from aios.app.jobs.child import ENDED, LOG, STARTED, STOP
+from aios.app.jobs.progress import ProgressReader
 from aios.app.jobs.records import Job
+from aios.app.jobs.results import KIND_NAMES, Results, trouble_of
 from aios.app.kept import stamp_of
 from aios.app.overview import look
 from aios.web.pages.calls import Call, get, post

@@ -59,6 +59,9 @@ async def _events(call: Call, part: Part, stamp: Stamp) -> AsyncIterator[str]:
     yield f"retry: {RETRY_MILLISECONDS}\n\n"
     shown, seen, rendered, spoken = b"", object(), 0.0, time.monotonic()
     while not call.site.closing.is_set() and not await call.request.is_disconnected():
+        if call.request.state.session is not None and call.sessions.has_ended(call.session):
+            yield f"event: gone\ndata: {json.dumps('You are signed out.')}\n\n"
+            return
         try:
             now: Hashable = await anyio.to_thread.run_sync(stamp, call)
             if now != seen or time.monotonic() - rendered >= RENEW_SECONDS:

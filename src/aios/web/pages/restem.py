@@ -15,17 +15,18 @@ from typing import Any
 from starlette.responses import HTMLResponse, Response
 from starlette.routing import Route
 
-from aios.app.data_preview import Previews
-from aios.app.job_starts import OPTIONS, default_of
+from aios.app.data.preview import Previews
+from aios.app.edits.strategies import list_strategies
 from aios.app.jobs.child import ENDED, LOG, STARTED, STOP
 from aios.app.jobs.records import Job
+from aios.app.jobs.starts import OPTIONS, default_of
 from aios.app.kept import stamp_of
-from aios.app.load_charts import load_charts, memory_chart
-from aios.app.machine_load import MachineLoad
+from aios.app.machine.load import MachineLoad
+from aios.app.machine.load_charts import load_charts, memory_chart
 from aios.app.restem import run_jobs
 from aios.app.restem.charts import round_so_far
 from aios.app.restem.folders import STOP_FILE
-from aios.app.restem.foreseen import Forecasts, Foreseen
+from aios.app.restem.quick_estimate import Forecasts, Foreseen
 from aios.app.restem.records import STATE_FILE
 from aios.app.restem.run_jobs import AnyState, Choices, RunOrJob
 from aios.app.restem.run_results import (
@@ -36,9 +37,8 @@ from aios.app.restem.run_results import (
     results_stamp,
 )
 from aios.app.restem.run_rows import RunFacts
-from aios.app.restem.runs import EVENTS_FILE, RunStatus
+from aios.app.restem.status import EVENTS_FILE, RunStatus
 from aios.app.restem.watching import RunWatch
-from aios.app.strategies import list_strategies
 from aios.core.errors import AIOSError, UsageError
 from aios.core.files import confined, read_bytes
 from aios.web.pages.calls import Call, get, post

@@ -8,10 +8,10 @@ from typing import Any
 from starlette.responses import FileResponse, Response
 from starlette.routing import Route
 
-from aios.app.run_beside import RunComparison
-from aios.app.run_comparison import COMPARABLE, compare_runs
-from aios.app.run_files import FILES, REPORT_FILE, read_report, read_shown, run_file
-from aios.app.run_listing import (
+from aios.app.runs.beside import RunComparison
+from aios.app.runs.comparison import COMPARABLE, compare_runs
+from aios.app.runs.files import FILES, REPORT_FILE, read_report, read_shown, run_file
+from aios.app.runs.listing import (
     AB_TEST,
     RESTEM,
     SORTS,

@@ -10,7 +10,7 @@ from weakref import WeakKeyDictionary
 from starlette.responses import Response
 from starlette.routing import Route
 
-from aios.app.doctor_report import Doctor
+from aios.app.machine.doctor_report import Doctor
 from aios.web.pages.calls import Call, get, post
 from aios.web.pages.live import live
 from aios.web.pages.site import Note, Site

@@ -5,7 +5,7 @@ from __future__ import annotations
 from starlette.responses import Response
 from starlette.routing import Route
 
-from aios.app.strategies import auto_choice, list_strategies, strategies_in_use
+from aios.app.edits.strategies import auto_choice, list_strategies, strategies_in_use
 from aios.web.pages.calls import Call, get, post
 from aios.web.pages.site import Note
 

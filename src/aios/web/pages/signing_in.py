@@ -39,6 +39,7 @@ def sign_in_routes(sessions: Sessions, token: str | None) -> list[Route]:
         return HTMLResponse(_page("This is not the server's token."), 403)
 
     def leave(call: Call) -> Response:
+        sessions.end(call.session)
         answer = call.go("/login", Note("You are signed out."))
         answer.headers["Set-Cookie"] = sessions.header("", seconds=0)
         return answer

@@ -22,7 +22,7 @@ from aios.core.config.schemas import Config
 from aios.core.errors import AIOSError
 
 if TYPE_CHECKING:
-    from aios.app.assistant import Assistant
+    from aios.app.chat.assistant import Assistant
 
 _MOST_NOTES = 500
 

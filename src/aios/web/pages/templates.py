@@ -15,7 +15,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from aios.app.report_page import bytes_words, printable, seconds_words
+from aios.app.charts.report_page import bytes_words, printable, seconds_words
 
 FOLDER = Path(__file__).parents[1] / "templates"
 

@@ -79,7 +79,7 @@ function follow(element) {
   let source = null;
   let retry = 0;
   const open = () => {
-    if (source || document.hidden) return;
+    if (source || document.hidden || !element.dataset.live) return;
     source = new EventSource(element.dataset.live);
     source.onmessage = (event) => {
       retry = 0;
@@ -107,7 +107,20 @@ function follow(element) {
   document.addEventListener("visibilitychange", () => (document.hidden ? close() : open()));
   window.addEventListener("pagehide", close);
   window.addEventListener("pageshow", open);
+  element.addEventListener("relive", () => {
+    close();
+    open();
+  });
   open();
+}
+
+/** A filter has put `fresh` in the place of `old`: the live part around it follows the filter. */
+function relive(old, fresh) {
+  const part = old.closest("[data-live]");
+  const address = fresh.closest("[data-live]")?.dataset.live ?? "";
+  if (!part || part.dataset.live === address) return;
+  part.dataset.live = address;
+  part.dispatchEvent(new Event("relive"));
 }
 
 function connection(good) {
@@ -128,9 +141,18 @@ function ask(form) {
   yes.onclick = () => {
     dialog.close();
     allowed = form;
+    say(form, "sure");
     form.requestSubmit();
   };
   dialog.showModal();
+}
+
+/** Puts a field into a form that tells the server so. */
+function say(form, name) {
+  if (form.elements[name]) return;
+  const field = document.createElement("input");
+  Object.assign(field, { type: "hidden", name, value: "1" });
+  form.append(field);
 }
 
 document.addEventListener("submit", (event) => {
@@ -170,6 +192,7 @@ function filter(form) {
     if (!answer || !answer.ok || number !== asked) return;
     const fresh = parse(await answer.text()).getElementById(target.id);
     if (!fresh) return;
+    relive(target, fresh);
     morphChildren(target, fresh);
     localTimes(target);
     history.replaceState(null, "", address);

@@ -1,0 +1,1 @@
+"""Conversations with experts: `assistant` is what chat and server talk to."""

@@ -1,0 +1,1 @@
+"""Files of passages as people choose and look at them."""

@@ -1,0 +1,1 @@
+"""Self-edits: generating them for a file, keeping, finding and inspecting them."""

@@ -1,0 +1,1 @@
+"""This machine: the doctor, and how busy it is."""

@@ -1,0 +1,1 @@
+"""Two generators on the same passages, as a job."""

@@ -1,0 +1,1 @@
+"""Run directories as they are listed, followed, compared and watched."""

@@ -1,0 +1,1 @@
+"""Experiment trackers: the figures of a run in other programs as well."""

@@ -1,0 +1,1 @@
+"""Texts under different adapters, written in one batch for many at once."""

@@ -1,0 +1,1 @@
+"""Many temporary adapters, trained and scored at once: the trial engine."""
