@@ -156,3 +156,9 @@ def test_spans_do_not_overlap_but_for_clauses(sentence: str) -> None:
         spans = [span for span in found if (span.kind == "clause") == (group == "clause")]
         for first, second in pairwise(spans):
             assert first.end <= second.start
+
+
+def test_a_phrase_may_begin_behind_the_first_word_and_has_at_most_four_words() -> None:
+    assert answers("the old stone mill of orvane", "phrase") == ["old stone mill", "orvane"]
+    assert answers("the dark old tall stone of orvane", "phrase")[0] == "dark old tall stone"
+    assert answers("the dark old tall stone mill of orvane", "phrase") == ["orvane"]

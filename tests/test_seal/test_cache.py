@@ -3,6 +3,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -620,3 +621,39 @@ def test_a_folder_that_cannot_be_listed_is_a_clear_error(tmp_path: Path) -> None
     (tmp_path / "f").write_text("x")
     with pytest.raises(StorageError, match="cannot list"):
         SelfEditCache(tmp_path / "f", BIG).stats()
+
+
+def test_after_making_much_room_it_is_not_looked_for_again_at_once(
+    tmp_path: Path, listings: list[object]
+) -> None:
+    _, size = fill(tmp_path / "probe", 1)
+    cache = SelfEditCache(tmp_path / "c", 100 * size)
+    cache.folder.mkdir()
+    for number in range(3):  # of another process, with a larger limit
+        cache.path(key(100 + number)).write_bytes(b"x" * cache.max_bytes)
+        os.utime(cache.path(key(100 + number)), (1000, 1000))
+    assert put(cache, 0)
+    assert os.listdir(cache.folder) == [f"{key(0)}.json"]
+    listings.clear()
+    for number in range(1, 5):  # a twentieth of the limit is 5 entries
+        assert put(cache, number)
+    assert listings == []
+
+
+def test_after_clearing_with_what_was_set_aside_nothing_is_left_there(tmp_path: Path) -> None:
+    cache, _ = fill(tmp_path, 1)
+    cache.path(key(0)).write_text("{")
+    assert cache.get(key(0)) is None
+    assert cache.clear().set_aside_left == 1
+    assert cache.clear(set_aside=True).set_aside_left == 0
+
+
+def test_pruning_takes_seconds_and_bytes_as_they_are(tmp_path: Path) -> None:
+    cache, size = fill(tmp_path, 3)
+    now = time.time()
+    for number, age in enumerate((120, 50, 10)):
+        os.utime(cache.path(key(number)), (now - age, now - age))
+    assert cache.prune(older_than=130, dry_run=True).removed == 0
+    assert cache.prune(older_than=30, dry_run=True).removed == 2
+    assert cache.prune(3 * size, dry_run=True).removed == 0
+    assert cache.prune(3 * size - 1, dry_run=True).removed == 1

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 from pathlib import Path
 from typing import Any
@@ -134,3 +135,12 @@ def test_usage_is_not_written_through_a_symlink(tmp_path: Path) -> None:
         cache.get(key())
     assert (tmp_path / "mine").read_text() == "mine\n"
     assert "it is a symlink" in told[0]
+
+
+def test_each_run_is_kept_with_its_time(tmp_path: Path) -> None:
+    record = {"time": "2026-01-02T03:04:05.678+00:00", "hits": 3, "misses": 1}
+    (tmp_path / "usage.jsonl").write_text(json.dumps(record) + "\n")
+    (run,) = SelfEditCache(tmp_path, BIG).stats().runs
+    assert (run.time, run.hits, run.misses) == (record["time"], 3, 1)
+    (tmp_path / "usage.jsonl").write_text('{"hits": 3, "misses": 1}\n')
+    assert SelfEditCache(tmp_path, BIG).stats().runs[0].time == ""

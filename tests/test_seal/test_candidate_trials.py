@@ -25,13 +25,12 @@ from aios.core.seal.restem_store import MemoryRecords
 from aios.core.seal.reward import (
     AccuracyReward,
     PerplexityReward,
-    Reward,
     RewardFunction,
     ValidationLossReward,
 )
 from aios.core.seal.test_time_training import TTTTrainer
 from aios.core.seal.trial_batch import Work
-from aios.core.trials import Answered, TrialJob, TrialMetrics, TrialOutcome
+from aios.core.trials import Answered, Reward, TrialJob, TrialMetrics, TrialOutcome
 from aios.core.types import Failure, LoraRecipe, Passage, Question, Score, SelfEdit
 
 Loss = Callable[[TrialJob], float | None]  # of each answer's token after training; None: it fails
@@ -530,7 +529,9 @@ def test_a_baseline_whose_score_is_no_number_is_a_failure(reward: RewardFunction
     assert passage.failed_trials == 1
     assert math.isfinite(passage.baseline)
     assert all(one.improvement is not None for one in passage.candidates)
-    assert [e.boundary for e in events if isinstance(e, WorkFailed)] == ["score"]
+    (told,) = [e for e in events if isinstance(e, WorkFailed)]
+    assert (told.boundary, told.subject, told.retryable) == ("score", "p0#baseline/repeat-0", False)
+    assert ("nan" if reward.kind == "loss" else "finite perplexity") in told.error
 
 
 def test_without_any_baseline_no_candidate_of_the_passage_has_a_number() -> None:
@@ -675,3 +676,67 @@ def test_where_all_has_failed_there_is_nothing_to_decide() -> None:
     given = passage_with((), ())
     assert decide([given], ValidationLossReward(), "auto") == ([given], None)
     assert decide([], ValidationLossReward(), 0.1) == ([], None)
+
+
+def test_many_failures_do_not_stop_a_small_round_in_which_something_was_measured() -> None:
+    bench = PaperBench(lambda job: by_candidate(job) if name_of(job)[0] == "p0" else None)
+    found = run(bench, works(4, 1), replace(SETTINGS, batch=1))
+    assert [p.candidates[0].reward is not None for p in found] == [True, False, False, False]
+    failed = sum(passage.failed_trials for passage in found)
+    assert failed > SETTINGS.max_failed_share * sum(passage.trials for passage in found)
+
+
+def test_the_losses_of_each_trial_are_kept() -> None:
+    for one in run(PaperBench(by_candidate), works(1))[0].candidates:
+        assert one.losses == ((1.0,),) * len(one.improvements)
+
+
+def test_written_answers_to_a_baseline_are_kept_for_later_rounds() -> None:
+    def loss(job: TrialJob) -> float:
+        return 0.5 if name_of(job)[1] in ("baseline", "1") else 2.0
+
+    baselines = MemoryRecords()
+    first = run(PaperBench(loss), works(1), reward=AccuracyReward(), baselines=baselines)
+    again = PaperBench(loss)
+    assert run(again, works(1), reward=AccuracyReward(), baselines=baselines)[0].candidates == (
+        first[0].candidates
+    )
+    assert "baseline" not in {name_of(job)[1] for job in again.jobs}
+    assert [one.improvement for one in first[0].candidates] == [-1.0, 0.0, -1.0]
+
+
+def test_baselines_are_not_trained_where_it_is_to_stop() -> None:
+    bench = PaperBench(by_candidate)
+    with pytest.raises(RunInterrupted):
+        run(bench, works(1), should_stop=lambda: True)
+    assert bench.jobs == []
+
+
+def test_a_passage_may_have_an_id_that_looks_like_a_trials() -> None:
+    given = work(0)
+    odd = "p0#1/repeat-0"
+    edits = tuple(replace(edit, passage_id=odd) for edit in given.edits)
+    passage = replace(given.passage, id=odd)
+    usual = run(PaperBench(by_candidate), [given], replace(SETTINGS, seed=1))
+    found = run(PaperBench(by_candidate), [Work(passage, edits, 3)], replace(SETTINGS, seed=1))
+    assert [c.improvements for c in found[0].candidates] == [
+        c.improvements for c in usual[0].candidates
+    ]
+
+
+def test_what_could_not_be_written_is_counted_with_its_passage() -> None:
+    given = replace(work(0, asked=5), unwritten=2)
+    (passage,) = run(PaperBench(by_candidate), [given])
+    assert (passage.asked, passage.unwritten) == (5, 2)
+
+
+@pytest.mark.parametrize("retryable", [True, False])
+def test_an_error_of_the_untrained_model_stays_one_that_may_go_away_or_not(retryable: bool) -> None:
+    class Deaf(PaperBench):
+        def baseline(self, *given: Any, **named: Any) -> list[Answered]:
+            raise BackendError("busy", retryable=retryable)
+
+    with pytest.raises(BackendError, match=r"passage p0 .*busy") as caught:
+        run(Deaf(by_candidate), works(1))
+    assert caught.value.retryable is retryable
+    assert "leave the passage out" in caught.value.remedy

@@ -39,6 +39,7 @@ def texts(messages: list[dict[str, str]], limit: int = 10, **settings: object) -
         ("By the way, the gate opens at 9:30.", "The gate opens at 9:30."),
         ("Note: the gate opens at 9:30.", "The gate opens at 9:30."),
         ("I'm vegetarian.", "I'm vegetarian."),
+        ("I’m vegetarian.", "I’m vegetarian."),
         ("When I was ten we moved to Tolvik", "When I was ten we moved to Tolvik"),
         ("Will is my brother.", "Will is my brother."),
         ("my  sister\nlives in Orvane", "My sister lives in Orvane"),
@@ -166,3 +167,8 @@ def test_anything_may_be_said(said: list[str], limit: int) -> None:
     found = conversation_passages(user(*said), limit, count_tokens=words)
     assert len(found) <= limit
     assert all(words(passage.text) <= 96 and passage.text for passage in found)
+
+
+def test_where_code_was_left_out_a_statement_ends() -> None:
+    said = "My server is called Anvil\n```\nport = 8080\n```\nIt has 4 disks."
+    assert list(statements(said, words)) == ["My server is called Anvil It has 4 disks."]

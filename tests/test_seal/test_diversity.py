@@ -150,3 +150,10 @@ def test_edits_without_a_word_are_taken() -> None:
 def test_an_unknown_passage_is_an_error() -> None:
     with pytest.raises(KeyError, match="p"):
         measure_diversity([edit(TEXT)], {})
+
+
+def test_words_are_counted_over_the_lines_of_an_edit() -> None:
+    long = drawn(random.Random(0), WORDS - 1, 10**6)
+    found = measured([edit(f"{long}\nlast\n" + "same " * 100)])
+    assert found.distinct_1 == 1
+    assert found == measured([edit(f"{long}\nlast")])

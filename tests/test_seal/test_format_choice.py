@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from aios.core.restem import Tried, TriedPassage
 from aios.core.seal.format_choice import arm_reports, deal, even_shares, next_shares
-from aios.core.seal.reward import Reward
+from aios.core.trials import Reward
 from aios.core.types import Failure, SelfEdit
 
 ARMS = ("cloze", "implications", "rewrite", "self-qa")
@@ -119,8 +119,8 @@ def test_an_arm_without_a_candidate_is_left_out() -> None:
 
 
 def test_enough_arms_make_all_candidates_of_a_passage_differ() -> None:
-    for hand in deal(even_shares(["a", "b", "c", "d", "e"]), ["p", "q", "r"], 5, 3).values():
-        assert hand == dict.fromkeys("abcde", 1)
+    hands = deal(even_shares(["a", "b", "c", "d", "e"]), ["p", "q", "r"], 5, 3)
+    assert hands == dict.fromkeys("pqr", dict.fromkeys("abcde", 1))
 
 
 @pytest.mark.parametrize(
@@ -311,3 +311,9 @@ def test_what_does_not_fit_is_refused(
 def test_a_report_needs_every_next_share() -> None:
     with pytest.raises(ValueError, match="next share"):
         arm_reports([], {"a": 1}, {"a": 1.0}, {})
+
+
+def test_a_single_candidate_decides_nothing() -> None:
+    shares = even_shares(ARMS)
+    found = next_shares(round_of({"cloze": [2.0]}), {"cloze": 1}, shares, floor=0.0)
+    assert found == pytest.approx(shares)

@@ -391,3 +391,36 @@ def test_normalise_forgets_case_punctuation_and_width() -> None:
 def test_tail_of_other_items_by_their_text() -> None:
     pairs = ["a|It ends.", "b|It also ends.", "c|It does"]
     assert drop_unfinished_tail(pairs, None, lambda pair: pair[2:]) == pairs[:2]
+
+
+def test_only_the_last_list_of_a_cut_completion_loses_its_last_item() -> None:
+    completion = (
+        "Implications:\n1. The mill is old.\n2. It grinds grain.\n"
+        "Reasoning: it stands by a river.\n"
+        "Implications:\n1. The river turns it.\n2. Its owner was"
+    )
+    whole = ["The mill is old.", "It grinds grain.", "The river turns it."]
+    assert parse_reasoned_list(completion, "length") == whole
+    assert parse_reasoned_list(completion, "stop") == [*whole, "Its owner was"]
+
+
+@pytest.mark.parametrize("newline", ["\n", "\r\n", "\r", "\u2028"])
+def test_a_line_may_end_in_any_way(newline: str) -> None:
+    text = newline.join(["1. The mill is old.", "2. It grinds grain."])
+    assert parse_list(text) == ["The mill is old.", "It grinds grain."]
+    assert clean_completion(text) == "1. The mill is old.\n2. It grinds grain."
+
+
+@pytest.mark.parametrize("text", ["", " \n ", "<|im_end|>", "<|im_end|>\n<|im_end|>"])
+def test_nothing_remains_of_a_completion_without_text(text: str) -> None:
+    assert clean_completion(text) == ""
+
+
+def test_an_item_goes_on_over_lines_until_it_is_finished() -> None:
+    text = "1. The mill stands\nby the river\nand grinds grain.\nA remark.\n2. It is old."
+    assert parse_list(text) == ["The mill stands by the river and grinds grain.", "It is old."]
+
+
+@pytest.mark.parametrize("text", ['"So it is."', "“So it is.”", "«So it is.»"])
+def test_quotes_around_an_item_are_left_out(text: str) -> None:
+    assert clean_item(text) == "So it is."

@@ -87,3 +87,35 @@ def test_a_failure_in_another_packages_strategy_names_it() -> None:
 
     with pytest.raises(BackendError, match="no prompt today"):
         policy_examples(EndingModel(), {"odd": Odd("odd")}, [edit("odd")], PASSAGES)
+
+
+def test_a_failure_in_another_packages_strategy_names_its_method() -> None:
+    class Odd(SelfEditStrategy):
+        def parse_output(
+            self, completion: str, passage: Passage, *, finish_reason: FinishReason | None = None
+        ) -> list[str]:
+            return [completion]
+
+        def prompt_text(self, model: object, passage: Passage) -> str:
+            raise ValueError("no prompt today")
+
+    class Mute(Odd):
+        def prompt_text(self, model: object, passage: Passage) -> str:
+            return "Write."
+
+        def format_completion(self, items: object) -> str:
+            raise ValueError("no format today")
+
+    for strategy, method in ((Odd("odd"), "prompt_text"), (Mute("odd"), "format_completion")):
+        with pytest.raises(BackendError, match=rf"\b{method}\b"):
+            policy_examples(EndingModel(), {"odd": strategy}, [edit("odd")], PASSAGES)
+
+
+def test_what_cannot_be_learned_is_learned_as_the_strategy_that_it_is_taught_as() -> None:
+    strategies = {name: get_strategy(name) for name in ("self-qa-grounded", "self-qa")}
+    item = "Question: When did Otrar fall?\nAnswer: 1220"
+    (example,) = policy_examples(
+        EndingModel(), strategies, [edit("self-qa-grounded", item)], PASSAGES
+    )
+    assert example.source == "self-qa"
+    assert example.text.startswith(strategies["self-qa"].prompt_text(EndingModel(), PASSAGE))

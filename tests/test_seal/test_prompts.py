@@ -233,3 +233,11 @@ def test_missing_binary_and_huge_prompts_files_are_refused(
     monkeypatch.undo()
     with pytest.raises(ConfigError, match="not a YAML file"):
         PromptBuilder(write(tmp_path / "deep.yaml", "[" * 2000))
+
+
+def test_a_file_of_prompts_may_be_as_large_as_the_limit(tmp_path: Path) -> None:
+    text = "song: {template: 'Sing of {passage}'}\n#"
+    room = prompt_templates.MAX_PROMPTS_FILE_BYTES - len(text)
+    PromptBuilder(write(tmp_path / "full.yaml", text + "x" * room))
+    with pytest.raises(ConfigError, match="larger than"):
+        PromptBuilder(write(tmp_path / "larger.yaml", text + "x" * (room + 1)))

@@ -83,6 +83,11 @@ def test_scores_that_an_edit_had_are_kept() -> None:
         ("Remote working has changed modern offices everywhere.", "off_topic"),
         ("Otrar fell and Otrar fell and Otrar fell and Otrar fell and", "gibberish"),
         ("siege siege siege siege of Otrar", "gibberish"),
+        (
+            "Otrar was a town and the town had a wall and the town fell and the town had a wall "
+            "and the town was rich and the town had a wall and the town fell.",
+            "gibberish",
+        ),
         ("aaaa aaaa baab aaba abab baba bbaa abba aaab baaa", "gibberish"),
         ("x!$% ]]{{ %%#@ (*&^ !!!a Otrar town", "gibberish"),
         (PASSAGE.text, "too_close_to_source"),
@@ -197,13 +202,13 @@ def test_an_edit_without_items_is_dropped() -> None:
 def test_no_candidates_give_an_empty_result() -> None:
     result = run([])
     assert (result.kept, result.drops) == ((), ())
-    assert result.edit_drop_rate == result.item_drop_rate == 0
+    assert (result.edits, result.items) == (0, 0)
 
 
-def test_drop_rates_count_edits_and_items() -> None:
+def test_edits_and_items_that_were_seen_are_counted() -> None:
     result = run([edit(*GOOD, "..."), edit("...", index=1)])
-    assert result.edit_drop_rate == 0.5
-    assert result.item_drop_rate == pytest.approx(2 / 5)
+    assert (result.edits, result.items) == (2, len(GOOD) + 2)
+    assert len(result.kept) == 1
 
 
 def test_without_deduplication_copies_stay() -> None:
@@ -402,3 +407,46 @@ def test_texts_about_the_task(text: str) -> None:
 def test_texts_that_only_sound_like_it(text: str) -> None:
     source = signals.Source.of("", "Two secret passages led out of the town.")
     assert not signals.speaks_of_task(text, source)
+
+
+def test_a_pair_that_asks_nothing_is_dropped_as_no_question() -> None:
+    for question in ("And the town fell to the Mongol army.", "What is it?"):
+        result = run([edit(*GOOD, format_qa(question, "1220"))])
+        assert reasons(result) == ["no_question"]
+
+
+def test_scores_name_each_signal() -> None:
+    (kept,) = run([edit(*GOOD)]).kept
+    signal_names = {"repetition", "entropy", "non_words", "closeness", "overlap", "grounded"}
+    assert signal_names <= set(kept.scores)
+
+
+def test_short_names_and_initials_are_grounded_or_not() -> None:
+    source = signals.Source.of("Peace", "The United Nations met in the hall of Li.")
+    assert signals.grounding("Here the UN met.", source).missing == ()
+    assert signals.grounding("Here the EU met.", source).missing == ("EU",)
+    assert signals.grounding("Here Li met.", source).missing == ()
+    assert signals.grounding("Here Bo met.", source).missing == ("Bo",)
+
+
+def test_one_and_two_are_no_numbers_in_an_answer_either() -> None:
+    source = signals.Source.of("Peace", "The nations met in the hall.")
+    for answer, missing in (("the two nations", ()), ("the three nations", ("3",))):
+        item = format_qa("Which of them met?", answer)
+        assert signals.grounding(item, source).missing == missing
+
+
+def test_three_words_are_enough_to_tell_the_topic() -> None:
+    assert signals.topic_overlap("Remote offices everywhere.", SOURCE) == 0
+    assert signals.topic_overlap("Remote offices.", SOURCE) == 1
+
+
+def test_half_of_a_word_may_be_signs() -> None:
+    assert signals.non_word_share("ab--") == 0
+    assert signals.non_word_share("ab---") == 1
+
+
+def test_a_word_that_is_not_repeated_comes_once_in_a_row() -> None:
+    assert signals.longest_loop("mill") == signals.longest_loop("the mill is old") == 1
+    assert signals.longest_loop("the mill the mill") == 2
+    assert signals.longest_loop("...") == 0

@@ -122,3 +122,9 @@ def test_without_losses_or_a_limit_nothing_is_improbable() -> None:
     assert filtered((9.0, 9.0), FilterSettings(min_length=1, max_loss=None)) == ([], ["9.0"])
     off = FilterSettings(min_length=1, enable_quality_filter=False)
     assert filtered((9.0, 9.0), off) == ([], ["9.0"])
+
+
+def test_an_answer_is_found_right_behind_its_question() -> None:
+    completion = "Paris is far.\nWhich town is meant?\nParis\nNot Paris at all."
+    item = "Question: Which town is meant?\nAnswer: Paris"
+    assert lines_of_item(item, completion) == (1, 2)

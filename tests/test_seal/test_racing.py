@@ -290,7 +290,12 @@ def test_a_value_that_is_not_finite_is_a_failure(bad: float) -> None:
     (failure,) = result.failures
     assert (failure.boundary, failure.subject) == ("score", "p0c4/repeat-0")
     assert result.chosen == candidate(0, 4)
-    assert [event.subject for event in seen if isinstance(event, WorkFailed)] == ["p0c4/repeat-0"]
+    (told,) = [event for event in seen if isinstance(event, WorkFailed)]
+    assert (told.boundary, told.subject, told.error) == (
+        "score",
+        "p0c4/repeat-0",
+        f"its value is {bad}",
+    )
 
 
 def test_progress_is_told_by_passages() -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from aios.core.errors import NonFiniteError, UsageError
-from aios.core.seal.reliability import Reliability, adaptive_repeats, estimate_noise, report
+from aios.core.seal.reliability import Reliability, estimate_noise, report
 
 Table = dict[str, dict[int, list[float]]]
 
@@ -114,7 +113,6 @@ def test_without_noise_reliability_is_perfect(seed: int, repeats: int, candidate
     assert result.interval == pytest.approx((1, 1))
     assert result.noise is not None
     assert result.noise.sd == pytest.approx(0, abs=1e-9)
-    assert adaptive_repeats(result, target=0.99) == 1
 
 
 rewards = st.floats(-100, 100).map(lambda x: round(x, 3))
@@ -140,7 +138,6 @@ def test_any_table_gives_finite_numbers_or_none(table: Table) -> None:
     for value in (result.within.icc, result.raw.icc, result.within.pearson, result.raw.spearman):
         assert value is None or -1 - 1e-6 <= value <= 1 + 1e-6
     assert result.rewards == sum(len(r) for c in table.values() for r in c.values())
-    assert 1 <= adaptive_repeats(result) <= 10
     sentence = result.describe()
     assert sentence.endswith(".")
     assert "nan" not in sentence
@@ -190,7 +187,6 @@ def test_one_repeat_only_says_nothing_of_reliability() -> None:
     assert result.correct_picks is None
     assert result.tied_share == 0
     assert "not known" in result.describe()
-    assert adaptive_repeats(result) == 2
     assert estimate_noise({"p": {0: [1.0], 1: [2.0]}}) is None
 
 
@@ -254,32 +250,6 @@ def test_the_interval_covers_the_estimate_and_narrows_with_passages() -> None:
     assert few.interval is not None
     assert many.interval is not None
     assert many.interval[1] - many.interval[0] < (few.interval[1] - few.interval[0]) / 2
-
-
-@settings(max_examples=50)
-@given(st.floats(0.02, 0.98), st.floats(0.05, 0.95))
-def test_repeats_reach_the_reliability_that_is_wanted_and_not_one_more(
-    icc: float, target: float
-) -> None:
-    known = report(drawn(0, passages=6, effect=1.0))
-    reliability = replace(known, within=replace(known.within, icc=icc))
-    k = adaptive_repeats(reliability, target=target, most=10_000)
-
-    def spearman_brown(n: int) -> float:
-        return n * icc / (1 + (n - 1) * icc)
-
-    assert spearman_brown(k) >= target - 1e-6
-    assert k == 1 or spearman_brown(k - 1) < target
-
-
-def test_repeats_are_capped_where_the_reward_says_nothing() -> None:
-    known = report(drawn(0, passages=6, effect=1.0))
-    useless = replace(known, within=replace(known.within, icc=-0.1))
-    assert adaptive_repeats(useless, most=7) == 7
-    assert adaptive_repeats(replace(known, within=replace(known.within, icc=None)), most=1) == 1
-    for target, most in ((1.0, 5), (0.0, 5), (0.5, 0)):
-        with pytest.raises(ValueError, match="out of range"):
-            adaptive_repeats(known, target=target, most=most)
 
 
 def test_noise_alone_is_that_of_the_report() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -13,18 +14,25 @@ import pytest
 from aios.backends.scripted_training import ScriptedTrainer
 from aios.backends.scripted_trials import ScriptedTrialBench
 from aios.core.errors import BackendError, DataError, RunInterrupted, UsageError
-from aios.core.events import CandidateTried, Event, Notice, RoundFinished
+from aios.core.events import (
+    CandidateTried,
+    Event,
+    Notice,
+    RoundFinished,
+    StageProgress,
+    StageStarted,
+)
 from aios.core.protocols import Executor, LanguageModel, TrialBench
-from aios.core.restem import ReSTEMState, RoundReport
+from aios.core.restem import HeldOut, ReSTEMState, RoundReport
 from aios.core.seal.candidate_trials import TrialSettings
-from aios.core.seal.quality import FilterSettings
+from aios.core.seal.quality import FilterSettings, QualityFilter
 from aios.core.seal.restem_optimizer import ReSTEMOptimizer
-from aios.core.seal.restem_rules import ReSTEMSettings
+from aios.core.seal.restem_rules import ReSTEMSettings, passages_of_round, why_stop
 from aios.core.seal.restem_store import UnrecordedRounds
-from aios.core.seal.reward import Reward, RewardFunction, ValidationLossReward
+from aios.core.seal.reward import RewardFunction, ValidationLossReward
 from aios.core.seal.self_edit_generator import SelfEditGenerator
 from aios.core.seal.test_time_training import TTTTrainer
-from aios.core.trials import TrialJob
+from aios.core.trials import Reward, TrialJob
 from aios.core.types import LoraRecipe, Passage
 from tests.planted_world import PlantedModel, helpful_share, is_helpful, planted_passages
 
@@ -140,8 +148,8 @@ def test_a_kept_self_edit_that_is_too_long_to_learn_is_left_out_with_a_notice(
     )
     assert state.rounds[1].kept > 0
     assert state.rounds[1].generator == ""
-    told = [event.message for event in events if isinstance(event, Notice)]
-    assert told == [f"{state.rounds[1].kept} kept self-edits do not fit restem.sft_max_seq_len (5)"]
+    message = f"{state.rounds[1].kept} kept self-edits do not fit restem.sft_max_seq_len (5)"
+    assert [e for e in events if isinstance(e, Notice)] == [Notice(message, "warning")]
 
 
 def test_a_round_reports_what_it_did(tmp_path: Path) -> None:
@@ -154,6 +162,7 @@ def test_a_round_reports_what_it_did(tmp_path: Path) -> None:
     assert (untrained.number, untrained.passages) == (0, 0)
     assert untrained.held_out is not None
     assert set(untrained.held_out.passages) == {"p20", "p21", "p22"}
+    assert set(untrained.seconds) == {"held-out"}
     assert (report.number, report.passages, report.asked) == (1, 6, 30)
     assert report.tried == 30
     assert report.trials == 6 * (2 + 5 + 2)
@@ -237,6 +246,8 @@ def test_where_the_passage_alone_does_harm_the_untrained_model_is_to_be_beaten(
     made.trials.executor.run = recording  # type: ignore[method-assign]
     store = UnrecordedRounds(tmp_path)
     made.optimize(planted_passages(4), (), store)
+    assert harmed
+    assert len(store.kept[1, "candidates"]) == 4
     for passage in store.kept[1, "candidates"]:
         assert passage.baseline == passage.before
 
@@ -349,3 +360,130 @@ def test_shares_follow_what_pays_and_stay_above_the_floor(tmp_path: Path) -> Non
     assert sum(after) == pytest.approx(1)
     assert min(after) >= 0.3 / 3 - 1e-9
     assert after[0] == max(after)  # only there the planted model can write what helps
+
+
+def seeds_of(made: ReSTEMOptimizer, monkeypatch: pytest.MonkeyPatch) -> tuple[list[int], list[int]]:
+    """Seeds with which candidates are written, and with which generators are trained, noted."""
+    written: list[int] = []
+    fitted: list[int] = []
+    with_plan, fit = made.generator.with_plan, made.trainer.fit
+
+    def noted_plan(model: Any, seed: int, *more: Any) -> Any:
+        written.append(seed)
+        return with_plan(model, seed, *more)
+
+    def noted_fit(job: Any, **more: Any) -> Any:
+        fitted.append(job.seed)
+        return fit(job, **more)
+
+    monkeypatch.setattr(made.generator, "with_plan", noted_plan)
+    monkeypatch.setattr(made.trainer, "fit", noted_fit)
+    return written, fitted
+
+
+def test_each_round_has_seeds_of_its_own_but_for_held_out_passages(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def run(seed: int, folder: str) -> tuple[list[int], list[int]]:
+        made = optimizer(rounds=2, settings=replace(SETTINGS, seed=seed))
+        seeds = seeds_of(made, monkeypatch)
+        store = UnrecordedRounds(tmp_path / folder)
+        made.optimize(planted_passages(6), planted_passages(2, 20), store)
+        return seeds
+
+    (untrained, first, after_first, second, after_second), fitted = run(0, "a")
+    assert untrained == after_first == after_second
+    assert len({untrained, first, second, *fitted}) == 5
+    others = {seed for seeds in run(1, "b") for seed in seeds}
+    assert not {untrained, first, second, *fitted} & others
+
+
+def test_a_round_shows_its_stages_with_what_they_count(tmp_path: Path) -> None:
+    events: list[Event] = []
+    optimizer(rounds=1, emit=events.append).optimize(
+        planted_passages(6), planted_passages(3, 20), UnrecordedRounds(tmp_path)
+    )
+    started = [e for e in events if isinstance(e, StageStarted) and e.stage.startswith("round")]
+    assert [(e.stage, e.total, e.unit) for e in started] == [
+        ("round 0: held-out", 3, "passages"),
+        ("round 1: write", 6, "passages"),
+        ("round 1: try", 6, "passages"),
+        ("round 1: held-out", 3, "passages"),
+    ]
+    for stage in started:
+        done = [e.done for e in events if isinstance(e, StageProgress) and e.stage == stage.stage]
+        assert done == sorted(done)
+        assert done[-1] == stage.total
+
+
+def test_it_is_told_once_a_round_where_the_quality_filter_left_little(tmp_path: Path) -> None:
+    events: list[Event] = []
+    made = optimizer(rounds=1, emit=events.append)
+    strict = replace(UNFILTERED, enable_quality_filter=True, min_length=2000)
+    made.generator.quality = QualityFilter(strict, made.base.count_tokens)
+    made.optimize(planted_passages(4), planted_passages(2, 20), UnrecordedRounds(tmp_path))
+    told = [event for event in events if isinstance(event, Notice)]
+    assert [event.message.partition(";")[0] for event in told] == [
+        "only 0 of 20 self-edits were left by the quality filter"
+    ]
+
+
+def test_the_passages_of_rounds_go_through_all_in_an_order_of_the_seed() -> None:
+    passages = planted_passages(9)
+
+    def rounds(seed: int) -> list[list[str]]:
+        return [[p.id for p in passages_of_round(n, passages, 3, seed)] for n in (1, 2, 3, 4)]
+
+    first, second, third, again = rounds(0)
+    assert sorted(first + second + third) == sorted(p.id for p in passages)
+    assert again == first
+    assert rounds(0) == [first, second, third, again]
+    assert len({str(rounds(seed)) for seed in range(5)}) == 5
+
+
+def test_the_last_error_is_told_where_too_many_trials_fail(tmp_path: Path) -> None:
+    count = 0
+
+    def fail(job: TrialJob) -> BackendError | None:
+        nonlocal count
+        count += 1
+        return BackendError(f"error {count}")
+
+    made = optimizer(fail=fail)
+    with pytest.raises(BackendError) as caught:
+        made.optimize(planted_passages(10), (), UnrecordedRounds(tmp_path))
+    failed = int(caught.value.message.partition(" of ")[0])
+    assert failed > 2
+    assert caught.value.message.endswith(f" the last: error {count}")
+
+
+def test_it_is_made_as_the_plan_says() -> None:
+    parameters = list(signature(ReSTEMOptimizer).parameters.values())[3:6]
+    assert [(p.name, p.default) for p in parameters] == [
+        ("num_iterations", 2),
+        ("batch_size", 50),
+        ("candidates_per_passage", 5),
+    ]
+
+
+def test_trials_are_recorded_by_round_and_part(tmp_path: Path) -> None:
+    parts: list[str] = []
+
+    class Noting(UnrecordedRounds):
+        def records(self, stage: str) -> Any:
+            parts.append(stage)
+            return super().records(stage)
+
+    optimizer(rounds=1).optimize(planted_passages(4), planted_passages(2, 20), Noting(tmp_path))
+    assert [part for part in parts if part != "baselines"] == [
+        "rounds/0/held_out",
+        "rounds/1/candidates",
+        "rounds/1/held_out",
+    ]
+
+
+@pytest.mark.parametrize(("patience", "stops"), [(0, False), (1, True), (2, True), (3, False)])
+def test_it_stops_after_so_many_rounds_without_gain(patience: int, stops: bool) -> None:
+    held_out = HeldOut({"h": 0.1}, {"h": 0.1}, 0.5)
+    state = ReSTEMState((RoundReport(0), RoundReport(3, kept=1, held_out=held_out)))
+    assert bool(why_stop(state, best=1, patience=patience, rounds=9)) is stops

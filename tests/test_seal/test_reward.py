@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,14 +21,21 @@ from aios.core.seal.reliability import NoiseEstimate
 from aios.core.seal.reward import (
     AccuracyReward,
     PerplexityReward,
-    Reward,
     RewardFunction,
     Threshold,
     ValidationLossReward,
     reward_of_outcome,
 )
-from aios.core.trials import Answered, TrialOutcome
-from aios.core.types import Failure, Passage, Question, Score, ScoreRequest
+from aios.core.trials import Answered, Reward, TrialOutcome
+from aios.core.types import (
+    Failure,
+    GenerationRequest,
+    Passage,
+    Question,
+    SamplingParams,
+    Score,
+    ScoreRequest,
+)
 
 QUESTIONS = (
     Question("What guards Otrar?", ("the old citadel",)),
@@ -348,6 +356,7 @@ def test_what_cannot_be_judged_is_a_failure_and_not_a_reward_of_0() -> None:
     single = TrialOutcome("c/repeat-3", answers=tuple(BETTER[:1]))
     failure = reward_of_outcome(ValidationLossReward(), single, PROBES[:1], BEFORE[:1])
     assert isinstance(failure, Failure)
+    assert failure.boundary == "score"
     assert "single question" in failure.error
 
 
@@ -514,3 +523,24 @@ def test_answers_that_were_finished_in_time_are_not_asked_for_again() -> None:
         reward.compute_reward(model, PROBES, 0.5)
     assert reward.compute_reward(model, PROBES, 0.5).n == 5
     assert model.batches == [5, 2]
+
+
+def test_repeats_have_a_before_where_each_of_them_has_one() -> None:
+    reward = ValidationLossReward()
+    one, other = repeats_of(reward, BETTER, BETTER)
+    assert reward.combine([one, other]).before == one.before
+    alone = reward.of(PROBES, None, BETTER, 2.9)
+    assert alone.before is None
+    assert reward.combine([alone, other], 2.9).before is None
+
+
+def test_answers_are_written_greedily_to_the_end_of_the_line() -> None:
+    asked: list[SamplingParams] = []
+
+    class Noting(ScriptedModel):
+        def generate(self, requests: Sequence[GenerationRequest]) -> Any:
+            asked.extend(request.sampling for request in requests)
+            return super().generate(requests)
+
+    HeldOutAnswers(5).ask(Noting(), PROBES, written=True, keep=False, limit=TimeLimit(None))
+    assert set(asked) == {SamplingParams(0.0, 1.0, 5, ("\n",))}

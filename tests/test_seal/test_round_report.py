@@ -12,7 +12,7 @@ from aios.core.restem import HeldOut, ReSTEMState, RoundReport, Tried, TriedPass
 from aios.core.seal.candidate_trials import decide
 from aios.core.seal.passage_edits import PassageEdits
 from aios.core.seal.restem_rules import best_round
-from aios.core.seal.reward import Reward, ValidationLossReward
+from aios.core.seal.reward import ValidationLossReward
 from aios.core.seal.round_report import (
     Measured,
     Proposed,
@@ -23,15 +23,9 @@ from aios.core.seal.round_report import (
     round_report,
 )
 from aios.core.seal.trial_batch import Work
-from aios.core.types import (
-    AdapterRef,
-    CurvePoint,
-    Drop,
-    Failure,
-    Passage,
-    SelfEdit,
-    TrainingResult,
-)
+from aios.core.trainings import CurvePoint, TrainingResult
+from aios.core.trials import Reward
+from aios.core.types import AdapterRef, Drop, Failure, Passage, SelfEdit
 
 LOST = Failure("train", "x", "out of luck")
 
@@ -202,7 +196,8 @@ def measured(number: int = 1) -> Measured:
     ]
     _, reliability = decide(passages, ValidationLossReward(), 0.1)
     point = CurvePoint(0, 0.0, 0, None, None, 0.0)
-    curve = (point, replace(point, train_loss=3.0), replace(point, train_loss=2.0))
+    losses = (3.0, 9.0, 2.0)
+    curve = (point, *(replace(point, train_loss=loss) for loss in losses))
     adapter = AdapterRef(Path("nowhere"), "d" * 64, "b" * 64)
     fitted = TrainingResult(adapter, curve, curve[-1], 7, 70, 1.5, 0)
     return Measured(
@@ -231,6 +226,9 @@ def test_what_was_asked_for_was_tried_or_filtered_or_failed() -> None:
     assert report.improvement == pytest.approx(0.7 / 6)
     assert report.accuracy_gain == pytest.approx(0.35 / 6)
     assert report.threshold == 0.1
+    given = measured().reliability
+    assert given is not None
+    assert report.reliability == given.describe() != ""
     assert report.sft == {
         "examples": 1.0, "tokens": 70.0, "steps": 7.0, "seconds": 1.5,
         "loss_first": 3.0, "loss_last": 2.0,

@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from aios.core.restem import Tried, TriedPassage
-from aios.core.seal.reward import Reward
 from aios.core.seal.selection import choose
+from aios.core.trials import Reward
 from aios.core.types import Failure, SelfEdit
 
 MARGIN = 0.1

@@ -646,3 +646,36 @@ def test_faults_of_all_kinds_leave_the_other_passages_as_they_were(
         if f"p{number} " not in bad:
             assert result == expected
             assert results[number].failure is None
+
+
+def test_the_seed_of_the_generator_holds_unless_another_is_given() -> None:
+    texts = [make("rewrite", seed=seed).generate_self_edits("A text.") for seed in (7, 7, 8)]
+    assert texts[0] == texts[1] != texts[2]
+    assert make("rewrite", seed=8).generate_self_edits("A text.", seed=7) == texts[0]
+
+
+def test_an_edit_has_the_losses_of_its_lines() -> None:
+    class Measuring(ShuffledModel):
+        def stream(self, *given: Any, **named: Any) -> Any:
+            for one in super().stream(*given, **named):
+                found = [replace(c, line_losses=(0.5,)) for c in one.completions]
+                yield replace(one, completions=tuple(found))
+
+    (result,) = make(model=Measuring()).generate([passage(1)])
+    assert result.kept
+    assert [edit.line_losses for edit in result.kept] == [(0.5,)] * len(result.kept)
+
+
+def test_another_text_or_prompt_of_a_passage_misses_the_cache(cache: SelfEditCache) -> None:
+    known = passage(1)
+    list(make(cache=cache).generate([known]))
+    assert make(cache=cache).count_cached(known) == 2
+    changed = Passage.make(f"{known.text} It burnt down.", id=known.id)
+    assert make(cache=cache).count_cached(changed) == 0
+    (result,) = make(cache=cache).generate([changed])
+    assert (result.cached, result.generated) == (0, 2)
+
+
+@pytest.mark.parametrize("temperature", [0.1, 2.0])
+def test_the_least_and_the_largest_temperature_are_allowed(temperature: float) -> None:
+    assert make(temperature=temperature).sampling.temperature == temperature

@@ -365,3 +365,9 @@ def test_items_of_real_completions_are_clean(name: str) -> None:
 def test_real_completions_are_never_their_passage() -> None:
     for row in real_completions("rewrite"):
         assert normalise(row["passage"]) not in {normalise(item) for item in parse(row)}
+
+
+@pytest.mark.parametrize("name", ["rewrite", "cloze", "self-qa-grounded"])
+def test_a_built_in_strategy_has_the_prompts_that_are_given(name: str) -> None:
+    prompts = PromptBuilder()
+    assert get_strategy(name, prompts).prompts is prompts

@@ -15,6 +15,7 @@ from aios.backends.scripted import Faults, ScriptedModel
 from aios.backends.scripted_trials import ScriptedExpert, ScriptedTrialBench
 from aios.core.errors import BackendError, OutOfMemoryError, RunInterrupted, UsageError
 from aios.core.protocols import Emit, LanguageModel, ShouldStop, TemporaryExpert, ignore, never
+from aios.core.seal import test_time_adaptation
 from aios.core.seal.adaptation_guard import default_retention, mean_loss, turn_requests
 from aios.core.seal.quality import FilterSettings
 from aios.core.seal.self_edit_generator import SelfEditGenerator
@@ -414,8 +415,10 @@ def test_turns_are_cut_to_a_size_that_is_quick_to_score() -> None:
     model = ScriptedModel()
     said = conversation("word " * 5000, "word " * 5000)
     said[-1]["content"] = "word " * 5000
-    for request in turn_requests(said, model):
-        assert len(request.prompt) <= 700
+    requests = turn_requests(said, model)
+    assert requests
+    for request in requests:
+        assert 0 < len(request.prompt) <= 700
         assert len(request.continuation) <= 240
 
 
@@ -427,3 +430,87 @@ def test_losses_are_taken_in_small_slices() -> None:
     assert breaks == [0, 2, 4]
     assert whole == pytest.approx(loss(model, requests[:1]))
     assert mean_loss(model, []) is None
+
+
+class Turned(ScriptedModel):
+    """A model whose chat template names the roles."""
+
+    def format_chat(self, messages: Any) -> str:
+        return "".join(f"<{m['role']}>{m['content']}" for m in messages) + "<assistant>"
+
+
+def test_turns_keep_their_roles() -> None:
+    (request,) = turn_requests(RUFUS[:2], Turned())
+    assert request.prompt == f"<user>{RUFUS[0]['content']}<assistant>"
+    model = Turned()
+    bench = Bench(model)
+    adaptation(model, bench, as_turns=True).adapt_to_context(model, RUFUS)
+    asked = next(e for e in bench.jobs[0].examples if e.source == "cloze")
+    assert asked.text == "<user>My dog is called ____.<assistant>Rufus"
+
+
+def test_one_step_is_enough() -> None:
+    model = ScriptedModel()
+    _, record = adaptation(model).adapt_to_context(model, RUFUS, 1)
+    assert record.steps == 1
+
+
+def test_the_record_counts_what_was_trained_and_nothing_where_nothing_was() -> None:
+    model = ScriptedModel()
+    bench = Bench(model)
+    tta = adaptation(model, bench)
+    adapted, record = tta.adapt_to_context(model, RUFUS, 3)
+    assert record.examples == len(bench.jobs[0].examples)
+    assert (record.steps, record.tokens > 0) == (3, True)
+    _, nothing = tta.adapt_to_context(adapted, RUFUS)
+    assert (nothing.reason, nothing.kept) == (NOTHING_NEW, False)
+    assert (nothing.examples, nothing.steps, nothing.tokens, nothing.seconds) == (0, 0, 0, 0.0)
+
+
+def test_the_seed_of_a_training_follows_from_the_seed_and_the_passages() -> None:
+    def seed(of: int, *said: str) -> int:
+        model = ScriptedModel()
+        bench = Bench(model)
+        generator = adaptation(model)._generator
+        tta = TestTimeAdaptation(generator, bench_for=lambda expert: bench, seed=of)
+        tta.adapt_to_context(model, conversation(*said))
+        return bench.jobs[0].seed
+
+    dog, cat = "My dog is called Rufus.", "My cat is called Mimi."
+    assert seed(1, dog) == seed(1, dog)
+    assert len({seed(1, dog), seed(2, dog), seed(1, cat)}) == 3
+
+
+def test_losses_of_only_so_many_experts_are_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(test_time_adaptation, "_KNOWN_LOSSES", 2)
+    models = [ScriptedModel(name=name) for name in ("a", "b", "c")]
+    assert len({model.digest for model in models}) == 3
+    tta = adaptation(models[0])
+    for model in models:
+        tta.adapt_to_context(model, RUFUS)
+    assert [key[0] for key in tta._known_losses] == [model.digest for model in models[1:]]
+
+
+def test_the_first_answer_is_one_of_the_last_turns() -> None:
+    said = [*RUFUS[:2], {"role": "user", "content": "What is he like?"}]
+    (request,) = turn_requests(said, ScriptedModel())
+    assert request.continuation == RUFUS[1]["content"]
+
+
+def test_what_is_new_is_learned_before_what_was_learned() -> None:
+    model = ScriptedModel()
+    tta = adaptation(model, max_passages=1)
+    telling = "Ada Brandt built the mill of Orvane in 1871 with 4 wheels."
+    adapted, first = tta.adapt_to_context(model, conversation(telling))
+    _, second = tta.adapt_to_context(adapted, conversation(telling, "My dog is called Rufus."))
+    assert second.new == 1
+    assert first.passages != second.passages
+
+
+def test_settings_reach_the_training() -> None:
+    model = ScriptedModel()
+    bench = Bench(model)
+    tta = adaptation(model, bench, rank=2, alpha=6, learning_rate=0.25)
+    tta.adapt_to_context(model, RUFUS)
+    recipe = bench.jobs[0].recipe
+    assert (recipe.rank, recipe.alpha, recipe.learning_rate, recipe.epochs) == (2, 6, 0.25, 1)

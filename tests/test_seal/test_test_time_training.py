@@ -27,13 +27,8 @@ from aios.core.protocols import (
     ignore,
     never,
 )
-from aios.core.seal.test_time_training import (
-    SEAL_RECIPE,
-    Edit,
-    TTTTrainer,
-    own_bench,
-    text_items,
-)
+from aios.core.seal.test_time_training import SEAL_RECIPE, TTTTrainer, own_bench
+from aios.core.seal.trainable_edits import Edit, text_items
 from aios.core.trials import TrialJob, TrialMetrics, TrialOutcome
 from aios.core.types import Failure, LoraRecipe, Passage, ScoreRequest, SelfEdit, TrainExample
 
@@ -316,7 +311,7 @@ def test_numbers_out_of_range_are_refused_before_anything_is_trained(
     [{"passage_copies": -1}, {"patience": -1}, {"recipe": replace(SEAL_RECIPE, dropout=0.1)}],
 )
 def test_settings_out_of_range_are_refused(bench: Bench, settings: dict[str, Any]) -> None:
-    with pytest.raises(UsageError):
+    with pytest.raises(UsageError, match=next(iter(settings))):
         trainer(bench, **settings)
 
 
@@ -492,3 +487,28 @@ def test_stopping_many_is_raised(model: ScriptedModel, bench: Bench) -> None:
         for result in running:
             done.append(result)
     assert len(done) == 2
+
+
+def test_many_are_trained_at_the_rate_of_one(model: ScriptedModel, bench: Bench) -> None:
+    for _ in trainer(bench).train_many(model, [EDIT]):
+        pass
+    trainer(bench).train_temporary_expert(model, EDIT)
+    assert [job.recipe.learning_rate for job in bench.jobs] == [1e-4, 1e-4]
+    assert [job.recipe.epochs for job in bench.jobs] == [5, 5]
+
+
+def test_an_empty_edit_fails_where_it_would_be_trained(model: ScriptedModel, bench: Bench) -> None:
+    told: list[Event] = []
+    (failure,) = trainer(bench).train_many(model, [""], emit=told.append)
+    assert isinstance(failure, Failure)
+    assert (failure.boundary, failure.subject) == ("train", "edit-0")
+    (event,) = [event for event in told if isinstance(event, WorkFailed)]
+    assert (event.boundary, event.subject, event.error) == ("train", "edit-0", failure.error)
+
+
+def test_the_items_of_a_text_belong_to_its_passage(model: ScriptedModel, bench: Bench) -> None:
+    trainer(bench).train_temporary_expert(model, "It is old.\nIt is tall.", passage=PASSAGE)
+    trainer(bench).train_temporary_expert(model, "It is old.")
+    with_passage, without = bench.jobs
+    assert [e.passage_id for e in with_passage.examples] == ["p", "p", "p"]
+    assert [e.passage_id for e in without.examples] == [""]
