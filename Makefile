@@ -88,6 +88,18 @@ $(BENCHES:%=bench-%): bench-%: $(READY)
 docs: $(READY) ## Build the documentation into site/
 	$(call step,documentation,$(BIN)/python -m mkdocs build --strict)
 
+.PHONY: reference
+reference: $(READY) ## Write docs/reference from the program: commands, settings, events, routes
+	@$(BIN)/python -m scripts.reference
+
+.PHONY: package
+package: $(READY) ## Build sdist and wheel, install them in an environment of their own, use them
+	$(call step,package,$(BIN)/python -m scripts.check_package)
+
+.PHONY: licenses
+licenses: $(READY) ## Write THIRD_PARTY_LICENSES.md anew
+	$(call step,licences,$(BIN)/python -m scripts.licenses)
+
 # ---------------------------------------------------------------- checking it
 
 .PHONY: test
@@ -99,6 +111,18 @@ test: $(READY) ## Run all tests that this machine can run, with coverage
 .PHONY: test-browser
 test-browser: $(READY) ## Run the tests in a real browser (Chromium, found by name or AIOS_CHROMIUM)
 	$(call step,browser tests,$(BIN)/python -m pytest -q -m "$(BROWSER)" $(PYTEST))
+
+# Some ten minutes for each 500 mutants. MUTATION: more arguments, see scripts/mutation_score.py.
+MUTATION ?=
+MUTATING := $(VENV)/.mutation
+
+$(MUTATING): $(READY)
+	@$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[mutation]"
+	@touch "$@"
+
+.PHONY: mutation
+mutation: $(MUTATING) ## Score the tests of core/seal on a sample of mutants; not part of any other target
+	$(call step,mutants,$(BIN)/python -m scripts.mutation_score $(MUTATION))
 
 .PHONY: check
 check: $(READY) ## Check style, types, layers, documentation, and run the fast tests
@@ -118,7 +142,7 @@ format: $(READY) ## Format the code and repair what ruff can repair
 
 .PHONY: clean
 clean: ## Remove what builds and checks leave; keeps .venv and artifacts/
-	@rm -rf build dist site htmlcov .coverage .coverage.* coverage.xml
+	@rm -rf build dist site mutants htmlcov .coverage .coverage.* coverage.xml
 	@rm -rf .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
 	@find $(wildcard src tests scripts experiments benchmarks) -name __pycache__ -type d -prune -exec rm -rf {} +
 	@echo "removed builds and caches; .venv and artifacts/ are kept"
