@@ -20,7 +20,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from aios.app.data_files import DataFiles
+from aios.app.data.files import DataFiles
 from aios.app.jobs.commands import ab_test_job, generate_job, restem_job, train_expert_job
 from aios.app.jobs.records import Job, JobRequest
 from aios.app.jobs.store import JobStore

@@ -348,7 +348,16 @@ def table() -> str:
 
 
 def lines(results: Iterator[Result]) -> str:
-    body = [(f"[{r.what}]({r.account})", r.figure, r.n, f"`{r.command}`", r.date) for r in results]
+    body = [
+        (
+            f"[{r.what}]({r.account})",
+            r.figure,
+            r.n,
+            f"`{r.command}`",
+            r.date.replace("-", "\N{NON-BREAKING HYPHEN}"),
+        )
+        for r in results
+    ]
     return "\n".join(f"| {' | '.join(line)} |" for line in (HEAD, ["---"] * len(HEAD), *body))
 
 

@@ -29,7 +29,7 @@ import numpy as np
 from scripts.demo_artifacts import make_demo
 from scripts.small_png import indexed_png
 
-from aios.app.own_program import command_of
+from aios.app.jobs.own_program import command_of
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

