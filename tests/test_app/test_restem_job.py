@@ -600,7 +600,7 @@ def test_a_full_disk_leaves_the_state_before_and_the_run_goes_on(
 ) -> None:
     total = count_of_writes(tmp_path / "counted", monkeypatch)
     rounds: list[int] = []
-    for calls in range(0, total, total // 10):
+    for calls in (*range(0, total, total // 10), total - 1):
         job = Job(tmp_path / str(calls))
         with monkeypatch.context() as patch:
             fail_writes_after(patch, calls)

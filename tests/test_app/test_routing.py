@@ -129,42 +129,33 @@ def test_a_folder_that_leads_out_of_the_store_is_not_read(tmp_path: Path) -> Non
     assert len(warnings(events)) == 1
 
 
-def test_a_router_follows_the_registry(tmp_path: Path) -> None:
+def test_a_router_has_the_active_experts_of_now(tmp_path: Path) -> None:
     store = store_of(tmp_path)
     add(store, "moss", lines(MOSS))
-    router = open_router(config_of(tmp_path), store)
     question = "Who designed the Brellow tide engine?"
-    assert router.route(question).chosen == ()
+    assert open_router(config_of(tmp_path), store).route(question).chosen == ()
     add(store, "tide", lines(TIDE))
-    assert router.route(question).chosen == (("tide", 1.0),)
+    assert open_router(config_of(tmp_path), store).route(question).chosen == (("tide", 1.0),)
     store.set_active("tide", False)
-    assert router.route(question).chosen == ()
+    assert open_router(config_of(tmp_path), store).route(question).chosen == ()
 
 
 def test_counters_that_change_make_no_new_profiles(tmp_path: Path) -> None:
     store = store_of(tmp_path)
     add(store, "moss", lines(MOSS))
-    router = open_router(config_of(tmp_path), store)
-    before = router.router().profiles
+    reader = ProfileReader(store, ignore)
+    before = reader.profiles(store.list())
     store.update("moss", lambda e: Expert("moss", "moss", total_activations=5))
-    after = router.router().profiles
+    after = reader.profiles(store.list())
     assert all(a is b for a, b in zip(before, after, strict=True))
 
 
-def test_a_registry_that_breaks_leaves_the_experts_as_they_were(tmp_path: Path) -> None:
+def test_no_router_is_made_of_a_registry_that_is_broken(tmp_path: Path) -> None:
     store = store_of(tmp_path)
     add(store, "moss", lines(MOSS))
-    events: list[Event] = []
-    router = open_router(config_of(tmp_path), store, emit=events.append)
-    good = store.path.read_text()
     store.path.write_text("{broken")
-    assert router.route("Where does Fennikin moss grow?").chosen == (("moss", 1.0),)
-    assert router.route("Where does Fennikin moss grow?").chosen == (("moss", 1.0),)
-    assert len(warnings(events)) == 1
     with pytest.raises(StorageError):
         open_router(config_of(tmp_path), store)
-    store.path.write_text(good.replace('"is_active": true', '"is_active": false'))
-    assert router.route("Where does Fennikin moss grow?").chosen == ()
 
 
 def test_signals_are_those_of_the_config(tmp_path: Path) -> None:

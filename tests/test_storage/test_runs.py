@@ -28,7 +28,6 @@ def test_a_run_holds_its_config_and_where_it_was_made(tmp_path: Path) -> None:
         assert run.path == tmp_path / "runs" / "r1"
         assert run.config_file.read_text() == "seed: 7\n"
         assert run.checkpoints.is_dir()
-        assert run.samples.is_dir()
         info = json.loads((run.path / "run.json").read_text())
     assert (info["id"], info["kind"], info["seed"]) == ("r1", "ab-test", 7)
     assert info["versions"]["python"] == platform.python_version()

@@ -2,7 +2,7 @@
 
 Takes a kind, a resolved config and a seed; gives a folder that holds ``config.yaml``,
 ``run.json`` (versions, platform, git revision, command line), ``events.jsonl``, ``state.json``,
-``rejects.jsonl``, ``checkpoints/`` and ``samples/``. One process at a time works on a run; the
+``rejects.jsonl`` and ``checkpoints/``. One process at a time works on a run; the
 lock falls with the process, so a killed run can be opened again at once.
 """
 
@@ -86,7 +86,6 @@ class RunDirectory:
             with guarded("make", building):
                 building.mkdir(parents=True)
                 (building / "checkpoints").mkdir()
-                (building / "samples").mkdir()
             atomic_write_text(building / "config.yaml", config_yaml)
             atomic_write_json(building / "run.json", info)
             with guarded("make", path):
@@ -135,11 +134,6 @@ class RunDirectory:
     def checkpoints(self) -> Path:
         """Folder of the training's states and adapters."""
         return self.path / "checkpoints"
-
-    @property
-    def samples(self) -> Path:
-        """Folder of generated texts, for inspection."""
-        return self.path / "samples"
 
     def emit(self, event: Event) -> None:
         """Records an event in ``events.jsonl``.

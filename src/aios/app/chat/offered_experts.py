@@ -9,13 +9,13 @@ stands in the notice alone, since it names files of this machine, and whoever as
 
 from __future__ import annotations
 
-import os
 import threading
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
 
+from aios.app.kept import Stamp, stamp_of
 from aios.core.errors import AIOSError, StorageError, UsageError
 from aios.core.events import Notice
 from aios.core.experts.registry import unknown_expert
@@ -88,7 +88,7 @@ class OfferedExperts:
         self._emit = emit
         self._lock = threading.Lock()
         self._files: tuple[Path, ...] = (store.path,)
-        self._stamp: list[tuple[int, ...]] | None = None
+        self._stamp: Stamp | None = None
         self._offer = Offer()
         self._told: set[str] = set()
 
@@ -101,7 +101,7 @@ class OfferedExperts:
             StorageError: It cannot be read the first time.
         """
         with self._lock:
-            stamp = [_stamp(path) for path in self._files]
+            stamp = stamp_of(*self._files)
             if stamp != self._stamp:
                 try:
                     found = self._store.list()
@@ -115,7 +115,7 @@ class OfferedExperts:
                         self._store.root / name / CARD_FILE for name in names if valid_id(name)
                     )
                     self._files = (self._store.path, *cards)
-                    stamp[1:] = [_stamp(path) for path in self._files[1:]]  # before they are read
+                    stamp = stamp[:1] + stamp_of(*self._files[1:])  # before they are read
                     offer = self._read(found)
                     if not offer.answers_like(self._offer):
                         self._offer = offer
@@ -179,12 +179,3 @@ def created_at(expert: Expert) -> int:
         )
     except (ValueError, OverflowError, OSError):
         return 0
-
-
-def _stamp(path: Path) -> tuple[int, ...]:
-    """What changes when a file is replaced; the same for none."""
-    try:
-        found = os.stat(path)
-    except OSError:
-        return ()
-    return (found.st_mtime_ns, found.st_size, found.st_ino)

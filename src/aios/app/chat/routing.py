@@ -8,7 +8,6 @@ file's content changes.
 from __future__ import annotations
 
 import hashlib
-import os
 import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -16,11 +15,12 @@ from pathlib import Path
 from typing import Any
 
 from aios.app.experts.publishing import EXAMPLES_FILE
+from aios.app.kept import Stamp, stamp_of
 from aios.backends.embeddings import PACKAGE, open_embedder
 from aios.core.config.schemas import Config
-from aios.core.errors import AIOSError, StorageError, UsageError
+from aios.core.errors import AIOSError, UsageError
 from aios.core.events import Notice
-from aios.core.experts.routing import Router, Routing
+from aios.core.experts.routing import Router
 from aios.core.experts.routing_signals import (
     EmbeddingSignal,
     ExpertProfile,
@@ -48,7 +48,7 @@ Passages = tuple[tuple[str, str], ...]
 
 @dataclass(frozen=True, slots=True)
 class _Read:
-    stamp: tuple[int, ...]
+    stamp: Stamp
     digest: bytes
     passages: Passages
 
@@ -100,8 +100,7 @@ class ProfileReader:
             with guarded("read", path):
                 if not path.is_file():
                     return ()
-                found = os.stat(path)
-                stamp = (found.st_mtime_ns, found.st_size, found.st_ino)
+                stamp = stamp_of(path)
                 known = self._read.get(expert_id)
                 if known is not None and known.stamp == stamp:
                     return known.passages
@@ -179,69 +178,15 @@ def open_router(
     loss: Loss | None = None,
     embedder: Embedder | None = None,
     emit: Emit = ignore,
-) -> FollowingRouter:
-    """A router over the active experts of a registry, which follows its changes.
+) -> Router:
+    """A router over the experts that a registry has now.
 
     Raises:
         UsageError: No signal can be had.
         StorageError: The registry is corrupt.
     """
     signals = open_signals(config, loss=loss, embedder=embedder, emit=emit)
-    return FollowingRouter(config, store, signals, emit)
-
-
-class FollowingRouter:
-    """Routes as `Router` does, and reads the registry again when its file has changed.
-
-    Args:
-        config: Its section ``routing``.
-        store: The registry.
-        signals: What experts are compared by.
-        emit: Told of a registry that cannot be read any more; the experts stay as they were then.
-
-    Raises:
-        StorageError: The registry is corrupt.
-    """
-
-    def __init__(
-        self, config: Config, store: FileExpertStore, signals: Sequence[Signal], emit: Emit = ignore
-    ) -> None:
-        self._settings = config.routing
-        self._store = store
-        self._signals = tuple(signals)
-        self._emit = emit
-        self._reader = ProfileReader(store, emit)
-        self._lock = threading.Lock()
-        self._stamp = self._registry_stamp()
-        self._router = self._made()
-
-    def route(self, message: str, history: Sequence[str] = ()) -> Routing:
-        """Chooses the experts for a message; see `Router.route`."""
-        return self.router().route(message, history)
-
-    def router(self) -> Router:
-        """The router of now."""
-        with self._lock:
-            stamp = self._registry_stamp()
-            if stamp != self._stamp:
-                self._stamp = stamp
-                try:
-                    self._router = self._made()
-                except StorageError as error:
-                    text = f"the experts stay as they were: {error.message}"
-                    self._emit(Notice(text, "warning"))
-            return self._router
-
-    def _made(self) -> Router:
-        found = self._reader.profiles(self._store.list())
-        return Router(found, self._signals, self._settings)
-
-    def _registry_stamp(self) -> tuple[int, ...]:
-        try:
-            found = os.stat(self._store.path)
-        except OSError:
-            return ()
-        return (found.st_mtime_ns, found.st_size, found.st_ino)
+    return Router(ProfileReader(store, emit).profiles(store.list()), signals, config.routing)
 
 
 def activity_path(config: Config) -> Path:

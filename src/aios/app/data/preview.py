@@ -7,14 +7,13 @@ are split. A look is bounded: by time, by passages, and by a file's size where i
 
 from __future__ import annotations
 
-import os
-import threading
 import time
-from collections import Counter, OrderedDict
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from aios.app.kept import KeptByStamp
 from aios.core.data.readers import PASSAGE_KEPT, REASONS, Reject, read_passages
 from aios.core.errors import UsageError
 from aios.core.types import Passage, Question
@@ -155,23 +154,11 @@ class Previews:
     """Looks at files; what was seen of a file is kept until the file changes."""
 
     def __init__(self) -> None:
-        self._kept: OrderedDict[tuple[str, int, int, int], DataPreview] = OrderedDict()
-        self._guard = threading.Lock()
+        self._kept: KeptByStamp[DataPreview] = KeptByStamp(_MOST_KEPT)
 
     def of(self, path: Path) -> DataPreview:
         """What a file holds; what makes it unusable is in the preview."""
-        key = _stamp(path)
-        with self._guard:
-            if key is not None and key in self._kept:
-                self._kept.move_to_end(key)
-                return self._kept[key]
-        found = look_at(path)
-        with self._guard:
-            if key is not None:
-                self._kept[key] = found
-                while len(self._kept) > _MOST_KEPT:
-                    self._kept.popitem(last=False)
-        return found
+        return self._kept.of_file(path, look_at)
 
 
 def look_at(path: Path) -> DataPreview:
@@ -197,11 +184,3 @@ def _shown(passage: Passage) -> ShownPassage:
         passage.questions[:SHOWN_QUESTIONS],
         len(passage.questions),
     )
-
-
-def _stamp(path: Path) -> tuple[str, int, int, int] | None:
-    try:
-        now = os.stat(path)
-    except OSError:
-        return None
-    return str(path), now.st_ino, now.st_size, now.st_mtime_ns

@@ -10,12 +10,12 @@ from __future__ import annotations
 
 import os
 import platform
-from collections.abc import Hashable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from aios.app.kept import KeptByStamp
+from aios.app.kept import KeptByStamp, stamp_of
 from aios.app.restem.estimate import RestemEstimateReport, estimate_restem
 from aios.app.restem.folders import restem_info
 from aios.app.restem.kept_estimate import ESTIMATE_FILE, kept_estimate
@@ -70,7 +70,7 @@ class Forecasts:
         """
         key = (dataset, config.data.max_passage_tokens, config.evaluation.question_template)
         counted = self._counts.get(
-            key, _stamp(dataset), lambda: count_dataset(config, dataset, approximate_tokens)
+            key, stamp_of(dataset), lambda: count_dataset(config, dataset, approximate_tokens)
         )
         name, throughput = self._measured(config, runs)
         report = estimate_restem(config, dataset, probe=False, data=counted, throughput=throughput)
@@ -79,7 +79,7 @@ class Forecasts:
     def _measured(self, config: Config, runs: Iterable[Path]) -> tuple[str, Throughput | None]:
         wanted = _kind_of(config)
         for path, _ in zip(runs, range(_LOOKED_AT), strict=False):
-            found = self._speeds.get(path, _stamp(path / ESTIMATE_FILE), partial(_speeds, path))
+            found = self._speeds.get(path, stamp_of(path / ESTIMATE_FILE), partial(_speeds, path))
             if found is not None and found.model == wanted:
                 return path.name, found.throughput
         return "", None
@@ -102,11 +102,3 @@ def _speeds(path: Path) -> _Speeds | None:
     if info.get("machine") != platform.machine() or info.get("cpu_count") != os.cpu_count():
         return None  # of another machine
     return _Speeds(_kind_of(config), estimate.throughput)
-
-
-def _stamp(path: Path) -> Hashable:
-    try:
-        found = os.stat(path)
-    except OSError:
-        return None
-    return found.st_ino, found.st_size, found.st_mtime_ns

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Hashable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from aios.app.edits.generation_plan import ignore_reject
+from aios.app.kept import Stamp, stamp_of
 from aios.app.restem.kept_estimate import ESTIMATE_FILE, kept_estimate
 from aios.app.restem.records import (
     CANDIDATES_FILE,
@@ -76,10 +77,10 @@ def read_plan(path: Path) -> Mapping[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
-def results_stamp(path: Path) -> Hashable:
+def results_stamp(path: Path) -> Stamp:
     """Changes when what `read_results` gives may have changed."""
     files = [path / STATE_FILE, path / PLAN_FILE, path / ESTIMATE_FILE]
-    return tuple(map(_mark, [*files, *_candidate_files(path)]))
+    return stamp_of(*files, *_candidate_files(path))
 
 
 def read_results(path: Path, most_bytes: int | None = SOME_BYTES) -> RunResults:
@@ -94,7 +95,7 @@ def read_results(path: Path, most_bytes: int | None = SOME_BYTES) -> RunResults:
         StorageError: The state, the plan or the candidates are corrupt or cannot be read.
     """
     saved, plan = read_state(path), read_plan(path)
-    size = sum(mark[1] for file in _candidate_files(path) if (mark := _mark(file)) is not None)
+    size = sum(size for _, _, size, _ in filter(None, stamp_of(*_candidate_files(path))))
     read = most_bytes is None or size <= most_bytes
     found: tuple[RoundRewards, ...] = read_rewards(path) if read else ()
     candidates = {one.number: one.tried for one in found if one.tried}
@@ -127,14 +128,6 @@ def _candidate_files(path: Path) -> list[Path]:
     except OSError:
         return []
     return [folder / name / file for name in names for file in (CANDIDATES_FILE, HELD_OUT_FILE)]
-
-
-def _mark(file: Path) -> tuple[int, int, int] | None:
-    try:
-        found = os.stat(file)
-    except OSError:
-        return None
-    return found.st_ino, found.st_size, found.st_mtime_ns
 
 
 def _estimate(path: Path) -> RestemEstimate | None:

@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Hashable
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
+from aios.app.kept import Stamp, stamp_of
 from aios.app.restem.folders import held_since, restem_info, stop_requested
 from aios.app.restem.generator_gain import Gain, Unit, gains, main_gain, unit_of
 from aios.app.restem.records import STATE_FILE, read_state
@@ -46,16 +46,9 @@ class RunFacts:
     unit: Unit
 
 
-def row_stamp(path: Path) -> Hashable:
+def row_stamp(path: Path) -> Stamp:
     """Changes when what `read_facts` gives may have changed."""
-    found: list[tuple[int, int, int] | None] = []
-    for name in ("run.json", STATE_FILE, PLAN_FILE):
-        mark = None
-        with suppress(OSError):
-            now = os.stat(path / name)
-            mark = (now.st_ino, now.st_size, now.st_mtime_ns)
-        found.append(mark)
-    return tuple(found)
+    return stamp_of(*(path / name for name in ("run.json", STATE_FILE, PLAN_FILE)))
 
 
 def read_facts(path: Path) -> RunFacts:

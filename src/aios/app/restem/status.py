@@ -13,16 +13,15 @@ What finds and stops runs is in `folders`, and what reads the trials' rewards in
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
 from statistics import fmean
 from typing import Literal, TypeAlias
 
+from aios.app.kept import Stamp, stamp_of
 from aios.app.restem.folders import (
     held_since,
     restem_info,
@@ -146,7 +145,7 @@ class RunFollower:
         self._lines = NewLines(path / EVENTS_FILE)
         self._progress = RunProgress()
         self._saved = SavedState()
-        self._saved_mark: tuple[int, ...] | None = None
+        self._saved_mark: Stamp | None = None
         self._rounds, self._threshold = _plan(path)
 
     def status(self, now: float | None = None) -> RunStatus:
@@ -176,11 +175,8 @@ class RunFollower:
 
     def _read_state(self) -> None:
         """Reads the state again where it has changed."""
-        mark = None
-        with suppress(OSError):
-            found = os.stat(self.path / STATE_FILE)
-            mark = (found.st_ino, found.st_mtime_ns, found.st_size)
-        if mark is None or mark != self._saved_mark:
+        mark = stamp_of(self.path / STATE_FILE)
+        if mark != self._saved_mark:
             self._saved = read_state(self.path)
             self._saved_mark = mark
 
