@@ -218,21 +218,20 @@ def test_workers_that_are_killed_from_outside_change_nothing(
         return executor
 
     monkeypatch.setattr(restem_trials, "open_executor", kept)
-    kills = 0
+    killed: list[str] = []  # one a round: a trial that loses its second worker, too, has failed
     events: list[Event] = []
 
     def kill(event: Event) -> None:
-        nonlocal kills
         events.append(event)
-        if not isinstance(event, StageProgress) or event.stage != "round 1: try":
+        if not isinstance(event, StageProgress) or not event.stage.endswith(": try"):
             return
-        if event.note and kills < 2 and len(executors[0].process_ids) == 2:
-            os.kill(executors[0].process_ids[kills], signal.SIGKILL)
-            kills += 1
+        if event.note and event.stage not in killed and len(executors[0].process_ids) == 2:
+            os.kill(executors[0].process_ids[len(killed) % 2], signal.SIGKILL)
+            killed.append(event.stage)
 
     assert run(tmp_path, "processes", emit=kill) == serial
-    assert kills >= 1
-    assert 1 <= len(lost_workers(events)) <= 2
+    assert killed
+    assert 1 <= len(lost_workers(events)) <= len(killed)
     assert executors[0].process_ids == ()  # closed with the run
 
 
