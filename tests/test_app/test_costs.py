@@ -180,6 +180,21 @@ def test_what_no_run_has_measured_is_named(
     assert look(config, data).reason == told
 
 
+def test_where_earlier_self_edits_were_cached_the_time_is_that_of_the_rest(
+    config: Config, data: Path
+) -> None:
+    run = plant_run(config)
+    whole = look(config, data)
+    (run / "costs.json").unlink()
+    plant_run(config, "cached", written=())
+    rest = look(config, data)
+    assert (whole.without_writing, rest.without_writing) == (False, True)
+    assert whole.estimate is not None
+    assert rest.estimate is not None
+    assert rest.estimate.seconds.high < whole.estimate.seconds.high
+    assert rest.estimate.parts["training"] == whole.estimate.parts["training"]
+
+
 @pytest.mark.parametrize(
     "other",
     [

@@ -225,9 +225,10 @@ def watched(held: RunDirectory, monkeypatch: pytest.MonkeyPatch) -> RunDirectory
 
     def wait(seconds: float) -> None:
         if threading.current_thread() is not threading.main_thread():
-            return sleep(seconds)  # a thread that an earlier test has left
-        assert seconds == 0.05
-        return steps.pop(0)()
+            sleep(seconds)  # a thread that an earlier test has left
+        else:
+            assert seconds == 0.05
+            steps.pop(0)()
 
     monkeypatch.setattr(time, "sleep", wait)
     return held

@@ -27,7 +27,8 @@ from aios.core.restem_workload import Span
 from aios.core.training_work import NOTHING, EditSizes, TrainingWork, added
 
 Pieces: TypeAlias = "tuple[tuple[float, float], ...]"
-PARTS = ("self-edits", "training", "validation", "answers")
+WRITING = "self-edits"
+PARTS = (WRITING, "training", "validation", "answers")
 ONCE = "once"
 MOST_PIECES = 64  # of a part of a run
 _MOST_AMOUNT = 1e15
@@ -230,7 +231,7 @@ def estimate(work: TrainingWork, paces: Paces) -> TrainingEstimate | None:
 
 def _units(work: TrainingWork) -> dict[str, Span]:
     return {
-        "self-edits": work.written,
+        WRITING: work.written,
         "training": work.trained,
         "validation": work.scored,
         "answers": Span.exactly(work.answered),

@@ -254,6 +254,15 @@ def test_without_an_earlier_run_the_page_says_so_and_offers_to_measure(visitor: 
     assert "Time the training" in page
 
 
+def test_a_time_without_the_writing_says_so_and_offers_to_measure(visitor: Visitor) -> None:
+    plant_run(visitor.site.config, written=())
+    _, page = upload(visitor)
+    assert "writing the self-edits that are not in the cache" in page
+    assert "from 1 earlier run here" in page
+    assert "Time the A/B test" in page
+    assert "see below" not in page.partition("Other jobs")[0]
+
+
 def test_time_and_memory_are_told_from_earlier_runs(visitor: Visitor) -> None:
     plant_run(visitor.site.config, "first")
     plant_run(visitor.site.config, "second", folder="seal_experiments")

@@ -33,6 +33,7 @@ from aios.core.errors import AIOSError
 from aios.core.estimates import describe_range
 from aios.core.restem_workload import Span
 from aios.core.training_costs import (
+    WRITING,
     Paces,
     RunCosts,
     TrainingEstimate,
@@ -40,7 +41,7 @@ from aios.core.training_costs import (
     missing,
     paces_of,
 )
-from aios.core.training_work import EditSizes, TrainingWork, ab_work, added, expert_work
+from aios.core.training_work import NOTHING, EditSizes, TrainingWork, ab_work, added, expert_work
 
 Foreseen: TypeAlias = Literal["ab-test", "train-expert"]
 FORESEEN: tuple[Foreseen, ...] = ("ab-test", "train-expert")
@@ -63,6 +64,8 @@ class Forecast:
         free_bytes: Memory that is free now, of the device that a training takes it of, or else of
             the machine; None if it is not known.
         damaged: Records of earlier runs that could not be read.
+        without_writing: Whether the time is that of all but writing self-edits, whose pace is not
+            known: those of earlier runs came from the cache.
     """
 
     work: TrainingWork | None
@@ -73,6 +76,7 @@ class Forecast:
     at_least: bool = False
     free_bytes: int | None = None
     damaged: int = 0
+    without_writing: bool = False
 
     @property
     def fits(self) -> bool | None:
@@ -154,7 +158,7 @@ def foresee(
     work, probed, by_runs = find(paces.edits), False, paces.peak_memory_bytes is not None
     if work is None or missing(work, paces):
         writes = bool(texts.writing) and (
-            paces.edits is None or (written.high > 0 and "self-edits" not in paces.seconds)
+            paces.edits is None or (written.high > 0 and WRITING not in paces.seconds)
         )
         paces = paces.filled(paces_of([probe(writes)], manner))
         work, probed = find(paces.edits), True
@@ -170,7 +174,11 @@ def _forecast(
     *,
     probed: bool = False,
 ) -> Forecast:
-    found = None if work is None else estimate(work, paces)
+    without_writing = work is not None and missing(work, paces) == (WRITING,)
+    if work is None:
+        found = None
+    else:
+        found = estimate(replace(work, written=NOTHING) if without_writing else work, paces)
     return Forecast(
         work,
         found,
@@ -179,6 +187,7 @@ def _forecast(
         peak_bytes=paces.peak_memory_bytes,
         free_bytes=free_bytes(paces.device),
         damaged=damaged,
+        without_writing=without_writing,
     )
 
 
