@@ -31,7 +31,6 @@ ROOT = Path(__file__).resolve().parents[1]
 SCRIPTED = (  # the same work as with a real model, but less of it
     "model.name=scripted",
     "training.max_tokens=300",
-    "seal.num_edits_per_passage=2",
     "seal.restem_candidates_per_passage=2",
     "ab_test.seeds=2",
     "ab_test.budget_tokens=200",
