@@ -238,6 +238,12 @@ def test_results_and_troubles_are_told_in_a_line(tmp_path: Path) -> None:
     silent = trouble_of(failed, "Traceback …")
     assert silent is not None
     assert "exit code 2" in silent.what
+    stopped = trouble_of(job_of(tmp_path, "stopped", exit_code=1, ended=START), log)
+    assert stopped is not None
+    assert stopped.what == "It was asked to stop, and failed: the disk is full"
+    told = trouble_of(job_of(tmp_path, "stopped", exit_code=130, ended=START), log)
+    assert told is not None
+    assert "what it has finished is kept" in told.what
     killed = trouble_of(job_of(tmp_path, "killed"), "")
     assert killed is not None
     assert "Resume" in killed.remedy

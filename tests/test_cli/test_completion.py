@@ -90,6 +90,18 @@ def test_an_expert_comes_with_its_description_in_one_line() -> None:
     assert [item.help for item in completed("experts show ")] == ["Mills and weirs"]
 
 
+def test_what_others_wrote_cannot_steer_the_terminal() -> None:
+    expert_store().save(Expert("tide", "Tide", description="a\x1b[2Jb\u202ec"))
+    (item,) = completed("experts show t")
+    assert item.help == "a\ufffd[2Jb\ufffdc"
+    for name in ("restem-good", "restem-\x1b[2J"):
+        RunDirectory.create(
+            ARTIFACTS / "runs", "restem", run_id="given", config_yaml="", seed=0
+        ).close()
+        (ARTIFACTS / "runs" / "given").rename(ARTIFACTS / "runs" / name)
+    assert values("seal restem status r") == ["restem-good"]
+
+
 def test_who_answers_a_chat_completes() -> None:
     expert_store().save(Expert("mills", "The mills"))
     assert values("chat --expert ") == ["auto", "base", "mills"]

@@ -1,7 +1,8 @@
 """Values that a shell completes: names of experts, goals, runs, strategies, models, settings.
 
 A parameter takes ``shell_complete=completes(EXPERTS)``. What cannot be read completes to nothing:
-a shell has no place for an error.
+a shell has no place for an error. Descriptions and folders may come from others: names that are not
+printable are left out, and words lose what could steer the terminal.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 import click
 from click.shell_completion import CompletionItem
 
+from aios.cli.text import clean
 from aios.core.errors import AIOSError
 
 VARIABLE = "_AIOS_COMPLETE"  # set by the shell while it completes a line
@@ -48,9 +50,9 @@ def completes(
         for kind in kinds:
             names |= _names(kind, ctx)
         found = [
-            CompletionItem(name + ending, help=" ".join(words.split()) or None)
+            CompletionItem(name + ending, help=clean(" ".join(words.split())) or None)
             for name, words in names.items()
-            if name.startswith(incomplete)
+            if name.startswith(incomplete) and name.isprintable()
         ]
         return [CompletionItem(incomplete, type="file")] if or_file and not found else found
 

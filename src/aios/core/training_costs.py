@@ -180,7 +180,7 @@ def paces_of(runs: Sequence[RunCosts], manner: Manner) -> Paces:
     training = [run for run in here if run.manner.training == manner.training]
     answering = [run for run in here if run.manner.answering == manner.answering]
     pieces = {
-        "self-edits": [piece for run in writing for piece in run.written],
+        WRITING: [piece for run in writing for piece in run.written],
         "training": [piece for run in training for piece in run.trained],
         "validation": [piece for run in here for piece in run.scored],
         "answers": [piece for run in answering for piece in run.answered],

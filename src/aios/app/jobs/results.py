@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from aios.app.jobs.child import INTERRUPTED
 from aios.app.jobs.records import Job, JobState, Kind
 from aios.core.errors import AIOSError
 from aios.core.files import read_json
@@ -102,6 +103,10 @@ def trouble_of(job: Job, log: str) -> Trouble | None:
             what or f"It ended with exit code {job.exit_code} and gave no reason.",
             remedy or "What it said is below. When the cause is gone, resume it.",
         )
+    if job.state == "stopped" and job.exit_code not in (None, INTERRUPTED):
+        what, remedy = _error_in(log)
+        if what:  # it may not have kept what it has finished
+            return Trouble(f"It was asked to stop, and failed: {what}", remedy or "Then resume it.")
     other: Mapping[JobState, Trouble] = {
         "killed": Trouble(
             "Its process is gone and has not said how it ended: it was killed, or the machine was "
